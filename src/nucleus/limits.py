@@ -1,0 +1,41 @@
+"""Every size and time bound in one frozen dataclass (the seed's "Length Limits" table, and ours).
+
+Relies on nothing. A bound is checked before any work is done on the value; lengths are bytes of UTF-8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds in force at every door."""
+
+    # The seed's table.
+    pattern_bytes: int = 1_024  # glob and regex patterns
+    query_bytes: int = 512  # search queries
+    path_bytes: int = 4_096  # file paths
+    argv_bytes: int = 16_384  # all command arguments together, one NUL each counted
+    stdin_bytes: int = 1_048_576  # stdin content
+    url_bytes: int = 2_048  # URLs
+    # Ours.
+    argv_count: int = 1_024  # number of arguments
+    content_bytes: int = 8_388_608  # one write or edit
+    read_bytes: int = 8_388_608  # one read reply
+    output_bytes: int = 1_048_576  # stdout, and stderr, of one command each
+    message_bytes: int = 16_384  # commit messages, pull-request bodies
+    result_count: int = 1_000  # glob and grep results, default and ceiling
+    line_bytes: int = 4_096  # one grep line as returned
+    request_bytes: int = 16_777_216  # one HTTP body or channel frame
+    json_depth: int = 16
+    policy_bytes: int = 65_536  # one policy file
+    reason_bytes: int = 1_024  # an approver's reason
+    run_timeout_ms: int = 120_000  # default deadline of one command
+    run_timeout_max_ms: int = 3_600_000
+    search_timeout_ms: int = 10_000
+    approval_ttl_ns: int = 300_000_000_000  # 300 s
+    grace_ns: int = 2_000_000_000
+
+
+LIMITS = Limits()

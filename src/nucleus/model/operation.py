@@ -1,0 +1,207 @@
+"""What an agent can ask for: one frozen, strictly typed model per operation, unknown fields refused.
+
+Promises: an `Operation` that exists has the right fields and types and nothing else. Lengths, paths, patterns and
+argv are checked by `validate`, not here. `operation_hash` names an operation: approvals and grants are bound to it.
+To add an operation: one class here, one entry in `OPERATIONS`; a test shows that nothing else refuses to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from nucleus.limits import LIMITS
+
+HASH_DOMAIN = b"nucleus/operation/v1\0"
+
+
+class Base(BaseModel):
+    """An operation. `capability` is the lattice dimension that decides it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+    capability: ClassVar[str]
+    path_fields: ClassVar[tuple[str, ...]] = ()  # which fields name workspace paths
+    effect: ClassVar[bool] = False  # changes state inside the pod
+    egress: ClassVar[bool] = False  # needs a way out of the pod
+
+
+class Read(Base):
+    """Return part of a file. offset and limit in bytes."""
+
+    capability = "read_files"
+    path_fields = ("path",)
+    kind: Literal["read"] = "read"
+    path: str
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=LIMITS.read_bytes, ge=1, le=LIMITS.read_bytes)
+
+
+class Write(Base):
+    """Create or replace a file with `content` (text as UTF-8, or base64)."""
+
+    capability = "write_files"
+    path_fields = ("path",)
+    effect = True
+    kind: Literal["write"] = "write"
+    path: str
+    content: str
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+
+
+class Edit(Base):
+    """Replace `old` by `new`; refused unless `old` occurs exactly `count` times."""
+
+    capability = "edit_files"
+    path_fields = ("path",)
+    effect = True
+    kind: Literal["edit"] = "edit"
+    path: str
+    old: str = Field(min_length=1)
+    new: str
+    count: int = Field(default=1, ge=1)
+
+
+class Glob(Base):
+    """List the files under `path` whose relative name matches `pattern` (``**`` crosses directories)."""
+
+    capability = "glob_search"
+    path_fields = ("path",)
+    kind: Literal["glob"] = "glob"
+    pattern: str
+    path: str = "."
+    limit: int = Field(default=LIMITS.result_count, ge=1, le=LIMITS.result_count)
+
+
+class Grep(Base):
+    """Search file contents under `path` for an RE2 `pattern`; `include` is a glob on names."""
+
+    capability = "grep_search"
+    path_fields = ("path",)
+    kind: Literal["grep"] = "grep"
+    pattern: str
+    path: str = "."
+    include: str = "**"
+    ignore_case: bool = False
+    limit: int = Field(default=LIMITS.result_count, ge=1, le=LIMITS.result_count)
+
+
+class Run(Base):
+    """Run `argv` (no shell) in directory `cwd`."""
+
+    capability = "run_bash"
+    path_fields = ("cwd",)
+    effect = True
+    kind: Literal["run"] = "run"
+    argv: tuple[str, ...] = Field(min_length=1, strict=False)
+    cwd: str = "."
+    stdin: str = ""
+    timeout_ms: int = Field(default=LIMITS.run_timeout_ms, ge=1, le=LIMITS.run_timeout_max_ms)
+
+
+class GitStatus(Base):
+    """Working-tree status, porcelain v1."""
+
+    capability = "read_files"
+    kind: Literal["git_status"] = "git_status"
+
+
+class GitDiff(Base):
+    """Diff of the working tree (or of the index when `staged`)."""
+
+    capability = "read_files"
+    kind: Literal["git_diff"] = "git_diff"
+    staged: bool = False
+
+
+class GitCommit(Base):
+    """Commit `paths` (all tracked changes when empty) with `message`; hooks never run."""
+
+    capability = "git_commit"
+    path_fields = ("paths",)
+    effect = True
+    kind: Literal["git_commit"] = "git_commit"
+    message: str = Field(min_length=1)
+    paths: tuple[str, ...] = Field(default=(), strict=False)
+
+
+class WebFetch(Base):
+    """Fetch a URL. Decided here; carried by the egress gateway."""
+
+    capability = "web_fetch"
+    egress = True
+    kind: Literal["web_fetch"] = "web_fetch"
+    url: str
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    body: str = ""
+
+
+class WebSearch(Base):
+    """Search the web. Decided here; carried by the egress gateway."""
+
+    capability = "web_search"
+    egress = True
+    kind: Literal["web_search"] = "web_search"
+    query: str
+
+
+class GitPush(Base):
+    """Push a ref. Decided here; carried by the egress gateway."""
+
+    capability = "git_push"
+    effect = True
+    egress = True
+    kind: Literal["git_push"] = "git_push"
+    remote: str = "origin"
+    ref: str = "HEAD"
+
+
+class CreatePr(Base):
+    """Open a pull request. Decided here; carried by the egress gateway."""
+
+    capability = "create_pr"
+    effect = True
+    egress = True
+    kind: Literal["create_pr"] = "create_pr"
+    title: str
+    body: str = ""
+    base: str = "main"
+    head: str = "HEAD"
+
+
+class ManagePods(Base):
+    """Create, list or destroy child pods. Decided here; carried by the node."""
+
+    capability = "manage_pods"
+    effect = True
+    egress = True
+    kind: Literal["manage_pods"] = "manage_pods"
+    action: Literal["create", "list", "destroy"]
+    name: str = ""
+
+
+OPERATIONS: tuple[type[Base], ...] = (
+    Read, Write, Edit, Glob, Grep, Run, GitStatus, GitDiff, GitCommit,
+    WebFetch, WebSearch, GitPush, CreatePr, ManagePods,
+)  # fmt: skip
+
+Operation = Annotated[
+    Read | Write | Edit | Glob | Grep | Run | GitStatus | GitDiff | GitCommit
+    | WebFetch | WebSearch | GitPush | CreatePr | ManagePods,
+    Field(discriminator="kind"),
+]  # fmt: skip
+
+ADAPTER: TypeAdapter[Operation] = TypeAdapter(Operation)
+
+
+def canonical(operation: Base) -> bytes:
+    """The operation's canonical bytes: JSON with sorted keys, no blanks, UTF-8."""
+    data = operation.model_dump(mode="json")
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def operation_hash(operation: Base) -> str:
+    """SHA-256 (hex) over a domain prefix and the canonical bytes."""
+    return hashlib.sha256(HASH_DOMAIN + canonical(operation)).hexdigest()
