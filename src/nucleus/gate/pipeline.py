@@ -1,0 +1,341 @@
+"""The gate: one generator per request, sans-I/O, through which every side effect of an agent goes.
+
+`handle(request)` yields effects (`gate.effects`) and is sent their results:
+
+ 1. Authenticate            who asks
+ 2. Validate                what is asked, strictly parsed and bounded
+ 3. Decide                  the one decision function
+ 4. Ask, then Decide again  where the decision is `ask`: a human, and the decision once more after the wait
+ 5. Reserve                 the upper bound of the cost (and the approval's nonce, in the same transaction)
+ 6. Append(intent)          durable before the effect
+ 7. Execute(Grant)          the grant is bound to the operation's hash and spent once
+ 8. Settle                  what it really cost
+ 9. Append(outcome)
+10. Reply                   sanitized
+
+Promises: every exit, errors and a client that hangs up included, resolves the reservation and appends a record; when an
+append fails before the effect, the operation does not run; when it fails after the effect, no result is given out.
+A symlink in the way of a path is not followed: the name it resolves to goes through step 3 again (`Redirect`).
+Relies on: the driver, which interprets the effects in order and throws errors in.
+Does not: read a clock, make an id, or touch a descriptor; they are in `Request`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nucleus.budget import cost as cost_model
+from nucleus.errors import (
+    ApprovalRequiredError,
+    AuditError,
+    DeniedError,
+    InvalidError,
+    NoEgressError,
+    NucleusError,
+    OperationError,
+    UnauthenticatedError,
+)
+from nucleus.gate import effects as fx
+from nucleus.gate.display import display_lines
+from nucleus.limits import LIMITS
+from nucleus.model.decision import Decision, Verdict
+from nucleus.model.grant import mint
+from nucleus.model.operation import Base, Run, operation_hash
+from nucleus.model.principal import Principal
+from nucleus.model.receipt import Approval, Meter, Outcome, Redirect, Reply
+from nucleus.sanitize import sanitize
+
+Steps = Generator[fx.Effect, Any, Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as a door received it.
+
+    Args:
+        request_id: unique, made by the door.
+        reservation: unique id for the budget hold, made by the door.
+        raw: the parsed JSON object ``{kind, ...}``, not yet validated.
+    """
+
+    request_id: str
+    reservation: str
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the pipeline knows of its pod. `egress`: the pod has a gateway that can carry egress operations."""
+
+    egress: bool = False
+
+
+@dataclass(slots=True)
+class _State:
+    """What one request has become so far; feeds its audit records."""
+
+    request: Request
+    principal: Principal | None = None
+    operation: Base | None = None
+    decision: Decision | None = None
+    approver: str = ""
+    reserved: int = 0
+    charged: int = 0
+    meter: Meter = field(default_factory=Meter)
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+def handle(request: Request, gate: Gate) -> Steps:
+    """Drive one request from its bytes to its reply. See the module for the steps."""
+    state = _State(request)
+    try:
+        state.principal = yield fx.Authenticate()
+        operation = yield fx.Validate(request.raw)
+        state.operation = operation
+        token = yield from _decide(state, gate, operation)
+    except (NucleusError, fx.ClientGone) as error:
+        return (yield from _refuse(state, error))
+    return (yield from _carry_out(state, operation, token))
+
+
+def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, str]:
+    """Steps 3 and 4. Returns the approval token, "" when none is needed."""
+    state.decision = decision = yield fx.Decide(operation)
+    if decision.verdict is Verdict.DENY:
+        raise DeniedError(decision.reason, rule=decision.rule, next_step=decision.next_step)
+    if operation.egress and not gate.egress:
+        # Decided, and nobody is asked for what cannot be carried.
+        raise NoEgressError("no egress in this pod", rule="pod.egress")
+    if decision.verdict is Verdict.ALLOW:
+        return ""
+    approval: Approval = yield fx.Ask(operation, _known(state), decision, display_lines(operation))
+    state.approver = approval.approver
+    if approval.verdict != "approve":
+        why = {"no_approver": "no approver is present", "expired": "the approval request expired"}
+        obligations = ", ".join(decision.obligations)
+        raise ApprovalRequiredError(
+            f"{decision.reason}; needs {obligations}: {why.get(approval.verdict, 'the approver said no')}",
+            rule=decision.rule,
+            next_step=decision.next_step,
+        )
+    # The wait may have outlived the time window: decide again; a human's yes never lifts a denial.
+    state.decision = again = yield fx.Decide(operation)
+    if again.verdict is Verdict.DENY:
+        raise DeniedError(again.reason, rule=again.rule, next_step=again.next_step)
+    return approval.token
+
+
+def _carry_out(state: _State, operation: Base, token: str) -> Steps:
+    """Steps 5 to 10."""
+    reservation = state.request.reservation
+    try:
+        state.reserved = _upper_bound(operation)
+        yield fx.Reserve(reservation, state.reserved, operation_hash(operation), _known(state), token)
+    except (NucleusError, fx.ClientGone) as error:
+        return (yield from _refuse(state, error))
+    try:
+        state.context = {"reservation": reservation, "reserved": state.reserved}
+        yield fx.Append("intent", _record(state, "intent", {}))
+    except (NucleusError, fx.ClientGone) as error:
+        # Nothing has run: the hold goes back whole. A log that cannot take the intent refuses the operation.
+        yield from _quietly(fx.Release(reservation))
+        return (yield from _refuse(state, error))
+    outcome: Outcome | None = None
+    failure: NucleusError | None = None
+    try:
+        outcome = yield from _execute(state, operation)
+    except NucleusError as error:
+        failure = error
+    except fx.ClientGone:
+        failure = OperationError("cancelled: the caller went away", rule="client.gone")
+    return (yield from _close(state, operation, outcome, failure))
+
+
+def _execute(state: _State, operation: Base) -> Generator[fx.Effect, Any, Outcome]:
+    """Step 7, and once more for the name that a symlink resolved to."""
+    result = yield fx.Execute(mint(operation), operation, state.meter)
+    if isinstance(result, Outcome):
+        return result
+    assert isinstance(result, Redirect)
+    target = yield fx.Validate(_redirected(operation, result))
+    decision: Decision = yield fx.Decide(target)
+    state.context["resolved"] = result.resolved
+    # A human approved the name that was shown, not what it points to: anything but allow ends here.
+    if decision.verdict is not Verdict.ALLOW:
+        state.decision = decision
+        raise DeniedError(f"{decision.reason} (through a symlink)", rule=decision.rule, next_step=decision.next_step)
+    result = yield fx.Execute(mint(target), target, state.meter)
+    if not isinstance(result, Outcome):
+        raise OperationError("the path keeps changing", rule="paths.race")
+    return result
+
+
+def _close(state: _State, operation: Base, outcome: Outcome | None, failure: NucleusError | None) -> Steps:
+    """Steps 8 to 10 for whatever came out of the execution."""
+    state.charged = actual = _actual(operation, state)
+    summary = {**_summary(outcome, failure), "duration_ns": state.meter.duration_ns}
+    try:
+        yield fx.Settle(state.request.reservation, actual)
+        sequence = yield fx.Append("outcome", _record(state, "outcome", summary))
+    except (NucleusError, fx.ClientGone) as error:
+        # The effect has happened and is not on record: say nothing of its result (fail closed).
+        failed = AuditError("the outcome could not be recorded", rule="audit.append") if outcome else error
+        return (yield from _reply_error(state, failed, 0))
+    if failure is not None:
+        return (yield from _reply_error(state, failure, sequence))
+    assert outcome is not None
+    body = Reply(
+        state.request.request_id, "ok", result=outcome.result, operation=_kind(state), audit=sequence, cost=actual
+    )
+    yield fx.Reply(body)
+    return body
+
+
+def _refuse(state: _State, error: NucleusError | fx.ClientGone) -> Steps:
+    """The exit of everything that never ran: one record, one reply."""
+    if isinstance(error, fx.ClientGone):
+        error = OperationError("cancelled: the caller went away", rule="client.gone")
+    events: tuple[tuple[type[NucleusError], str], ...] = (
+        (UnauthenticatedError, "unauthenticated"),
+        (InvalidError, "invalid"),
+        (OperationError, "error"),
+        (AuditError, "error"),
+    )
+    event = next((name for family, name in events if isinstance(error, family)), "denied")
+    sequence = 0
+    try:
+        sequence = yield fx.Append(event, _record(state, event, _failure_summary(error)))
+    except (NucleusError, fx.ClientGone):
+        if not isinstance(error, AuditError):
+            error = AuditError("the refusal could not be recorded", rule="audit.append")
+    return (yield from _reply_error(state, error, sequence))
+
+
+def _reply_error(state: _State, error: NucleusError | fx.ClientGone, sequence: int) -> Steps:
+    if isinstance(error, fx.ClientGone):
+        error = OperationError("cancelled: the caller went away", rule="client.gone")
+    decision = state.decision
+    body = Reply(
+        state.request.request_id,
+        error.code,
+        reason=sanitize(error.message),
+        operation=_kind(state),
+        audit=sequence,
+        cost=state.charged,
+        rule=error.rule,
+        detail=decision.detail if decision is not None and decision.rule == error.rule else "",
+        next_step=error.next_step,
+    )
+    yield fx.Reply(body)
+    return body
+
+
+def _quietly(effect: fx.Effect) -> Generator[fx.Effect, Any, None]:
+    """Yield an effect of an exit that is already failing; the authority reconciles what it misses."""
+    try:
+        yield effect
+    except (NucleusError, fx.ClientGone):
+        return
+
+
+def _known(state: _State) -> Principal:
+    assert state.principal is not None
+    return state.principal
+
+
+def _kind(state: _State) -> str:
+    return str(getattr(state.operation, "kind", "")) if state.operation is not None else ""
+
+
+def _redirected(operation: Base, redirect: Redirect) -> dict[str, Any]:
+    raw = operation.model_dump(mode="json")
+    if redirect.field not in operation.path_fields or not isinstance(raw.get(redirect.field), str):
+        raise OperationError("a symlink is in the way", rule="paths.symlink")
+    return {**raw, redirect.field: redirect.resolved}
+
+
+# What a file's content or a command's input looks like in the log: its size and digest are in the operation hash, and
+# the text itself may be private or huge.
+_BULKY = ("content", "old", "new", "stdin", "body")
+
+
+def _loggable(operation: Base) -> dict[str, Any]:
+    raw = operation.model_dump(mode="json")
+    return {
+        name: f"<{len(value.encode('utf-8', 'surrogatepass'))} bytes>"
+        if name in _BULKY and isinstance(value, str) and len(value) > 0
+        else value
+        for name, value in raw.items()
+    }
+
+
+def _record(state: _State, event: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """One audit record (docs/design.md); the authority adds sequence, time, pod and hashes."""
+    decision = state.decision
+    operation = state.operation
+    return {
+        "event": event,
+        "request_id": state.request.request_id,
+        "principal": state.principal.spiffe_id if state.principal else "",
+        "operation": _loggable(operation) if operation is not None else {},
+        "operation_hash": operation_hash(operation) if operation is not None else "",
+        "decision": {
+            "verdict": decision.verdict.value,
+            "rule": decision.rule,
+            "detail": decision.detail,
+            "obligations": list(decision.obligations),
+            "approver": state.approver,
+        }
+        if decision is not None
+        else {},
+        "outcome": outcome,
+        "context": {**state.context, **({"charged": state.charged} if event == "outcome" else {})},
+    }
+
+
+def _failure_summary(error: NucleusError) -> dict[str, Any]:
+    return {"status": error.code, "rule": error.rule, "reason": error.message[:2000]}
+
+
+def _summary(outcome: Outcome | None, failure: NucleusError | None) -> dict[str, Any]:
+    if failure is not None:
+        return _failure_summary(failure)
+    assert outcome is not None
+    kept = ("exit_code", "signal", "timed_out", "bytes", "size", "replaced", "commit", "truncated", "withheld")
+    return {"status": "ok", **{name: outcome.result[name] for name in kept if name in outcome.result}}
+
+
+def _upper_bound(operation: Base) -> int:
+    timeout_ms = operation.timeout_ms if isinstance(operation, Run) else 0
+    limit = int(getattr(operation, "limit", 0))
+    return cost_model.upper_bound(
+        str(getattr(operation, "kind", "")),
+        timeout_ms=timeout_ms,
+        bytes_in=sum(len(str(getattr(operation, name, "")).encode("utf-8", "surrogatepass")) for name in _BULKY),
+        limit=limit,
+        max_bytes=_max_bytes(operation),
+    )
+
+
+def _max_bytes(operation: Base) -> int:
+    kind = getattr(operation, "kind", "")
+    if kind == "read":
+        return int(getattr(operation, "limit", LIMITS.read_bytes))
+    if kind == "edit":
+        return LIMITS.content_bytes
+    if kind == "run":
+        return 2 * LIMITS.output_bytes
+    return 0
+
+
+def _actual(operation: Base, state: _State) -> int:
+    """What it cost as measured, also for a failure or a cancelled run; never more than was reserved."""
+    measured = cost_model.actual(
+        str(getattr(operation, "kind", "")),
+        duration_ns=state.meter.duration_ns,
+        bytes_moved=state.meter.bytes_moved,
+        matches=state.meter.matches,
+    )
+    return min(state.reserved, measured)

@@ -1,0 +1,72 @@
+"""What comes back from an execution, and what the caller is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Meter:
+    """What one execution used, measured by the gate (never by hands), also when it fails or is cancelled.
+
+    Args:
+        bytes_moved: payload bytes that crossed the gate, both ways.
+        duration_ns: by the gate's monotonic clock.
+        matches: search results returned.
+    """
+
+    bytes_moved: int = 0
+    duration_ns: int = 0
+    matches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one execution: the operation's own answer (docs/design.md names its fields)."""
+
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """hands did nothing because a symlink is in the way: `resolved` is the canonical name to decide instead."""
+
+    field: str
+    resolved: str
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A human's answer as the authority gave it. `token` is spent by the reservation."""
+
+    verdict: str  # approve | deny | expired | no_approver
+    token: str = field(default="", repr=False)
+    approver: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the caller is told.
+
+    Args:
+        request_id: correlation id, also in every audit record of the request.
+        status: ``ok`` or an error family's code.
+        reason: one plain, sanitized sentence (errors).
+        result: the operation's answer (ok).
+        audit: sequence number of the closing audit record, 0 when none could be written.
+        cost: micro-dollars charged.
+        rule, detail, next_step: for the person only; the agent's door drops them.
+    """
+
+    request_id: str
+    status: str
+    reason: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+    operation: str = ""
+    audit: int = 0
+    cost: int = 0
+    rule: str = ""
+    detail: str = ""
+    next_step: str = ""

@@ -1,0 +1,159 @@
+"""The only interpreter of the pipeline's effects.
+
+Promises: effects are performed in the order in which they are yielded, each at most once; a caller that goes away
+interrupts only the waits that are theirs (asking a person, executing): Settle and Append always run to their end.
+Relies on: `gate.pipeline` for what happens in which order, the authority and the executor for doing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from nucleus.errors import NucleusError, SandboxError
+from nucleus.gate import effects as fx
+from nucleus.gate.pipeline import Gate, Request, handle
+from nucleus.model.decision import Decision
+from nucleus.model.operation import Base
+from nucleus.model.principal import Principal
+from nucleus.model.receipt import Reply
+from nucleus.server.authority import Authority
+from nucleus.server.executor import Executor
+from nucleus.server.wire import parse_operation
+
+Seam = Callable[[str], None]
+
+
+class Driver:
+    """Runs pipelines for one pod.
+
+    Args:
+        gate: what the pipeline knows of the pod.
+        decide: the one decision function, with policy and context bound.
+        authority, executor: the two that effects go to.
+        new_id: makes unique ids (32 hex digits).
+        seam: told each step before and after it is performed (``before:Reserve``, ``after:Append:intent``); tests
+            end the process there. Does nothing in production.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        decide: Callable[[Base], Decision],
+        authority: Authority,
+        executor: Executor,
+        new_id: Callable[[], str],
+        seam: Seam | None = None,
+    ) -> None:
+        self._gate = gate
+        self._decide = decide
+        self._authority = authority
+        self._executor = executor
+        self._new_id = new_id
+        self._seam = seam
+        self._jobs: set[asyncio.Task[Reply]] = set()
+
+    async def run(self, raw: dict[str, Any], authenticate: Callable[[], Principal]) -> Reply:
+        """One request through the pipeline. When the caller is cancelled the pipeline still reaches its end."""
+        job = _Job(self, Request(self._new_id(), self._new_id(), raw), authenticate)
+        task = asyncio.ensure_future(job.run())
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            job.abandon()
+            raise
+
+    async def drain(self) -> None:
+        """Wait for the pipelines that still settle and append."""
+        while self._jobs:
+            await asyncio.gather(*self._jobs, return_exceptions=True)
+
+
+class _Job:
+    """One request on its way."""
+
+    def __init__(self, driver: Driver, request: Request, authenticate: Callable[[], Principal]) -> None:
+        self._driver = driver
+        self._request = request
+        self._authenticate = authenticate
+        self._gone = False
+        self._interruptible: asyncio.Task[Any] | None = None
+
+    def abandon(self) -> None:
+        """The caller went away."""
+        self._gone = True
+        if self._interruptible is not None:
+            self._interruptible.cancel()
+
+    async def run(self) -> Reply:
+        steps = handle(self._request, self._driver._gate)
+        seam = self._driver._seam
+        try:
+            effect = next(steps)
+            while True:
+                if seam is not None:
+                    seam(f"before:{_name(effect)}")
+                try:
+                    result = await self._perform(effect)
+                except (NucleusError, fx.ClientGone) as error:
+                    effect = steps.throw(error)
+                    continue
+                except Exception as error:  # noqa: BLE001 - a bug of ours must not skip Settle and Append
+                    effect = steps.throw(SandboxError(f"internal error: {type(error).__name__}", rule="gate.bug"))
+                    continue
+                if seam is not None:
+                    seam(f"after:{_name(effect)}")
+                effect = steps.send(result)
+        except StopIteration as stop:
+            reply: Reply = stop.value
+            return reply
+
+    async def _perform(self, effect: fx.Effect) -> Any:
+        driver = self._driver
+        match effect:
+            case fx.Authenticate():
+                return self._authenticate()
+            case fx.Validate(raw):
+                return parse_operation(raw)
+            case fx.Decide(operation):
+                return driver._decide(operation)
+            case fx.Ask(operation, principal, decision, display):
+                shown = {"rule": decision.rule, "reason": decision.reason, "obligations": list(decision.obligations)}
+                return await self._interrupt(driver._authority.ask(operation, principal.spiffe_id, shown, display))
+            case fx.Reserve(reservation, amount, operation_hash, principal, token):
+                if self._gone:
+                    raise fx.ClientGone
+                return await driver._authority.reserve(reservation, amount, operation_hash, principal.spiffe_id, token)
+            case fx.Append(_, record):
+                return await driver._authority.append(record)
+            case fx.Execute(grant, operation, meter):
+                return await self._interrupt(driver._executor.execute(grant, operation, meter))
+            case fx.Settle(reservation, actual):
+                return await driver._authority.settle(reservation, actual)
+            case fx.Release(reservation):
+                return await driver._authority.release(reservation)
+            case fx.Reply():
+                return None
+
+    async def _interrupt(self, wait: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for what the caller waits for; ClientGone when they go away."""
+        if self._gone:
+            wait.close()
+            raise fx.ClientGone
+        self._interruptible = asyncio.ensure_future(wait)
+        try:
+            return await self._interruptible
+        except asyncio.CancelledError:
+            if self._gone:
+                raise fx.ClientGone from None
+            raise
+        finally:
+            self._interruptible = None
+
+
+def _name(effect: fx.Effect) -> str:
+    name = type(effect).__name__
+    return f"{name}:{effect.step}" if isinstance(effect, fx.Append) else name

@@ -1,0 +1,267 @@
+"""The gate's side of hands: one decided operation to messages, and hostile answers to results.
+
+Promises: takes a grant and spends it first; every answer of hands is bounded, typed and filtered by the path policy
+before anyone sees it; what it used is measured here, not by hands.
+Relies on: the channel being the one to this pod's hands; the decision having been made on the same operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from nucleus.errors import OperationError, SandboxError
+from nucleus.frames import Frame
+from nucleus.limits import LIMITS
+from nucleus.model.grant import Grant
+from nucleus.model.operation import Base, Edit, Glob, Grep, Read, Run, Write
+from nucleus.model.receipt import Meter, Outcome, Redirect
+from nucleus.server.channel import Channel
+
+# hands' own deadline comes first; ours is the one that counts when hands does not answer.
+_PATIENCE_NS = LIMITS.grace_ns
+
+PLAIN = {
+    "not_found": "no such file or directory",
+    "not_a_file": "not a regular file",
+    "is_a_directory": "is a directory",
+    "exists": "exists already",
+    "escape": "the path leaves the workspace",
+    "hard_link": "the file has another name outside the workspace",
+    "too_large": "too large",
+    "no_match": "the text to replace does not occur",
+    "count_mismatch": "the text to replace does not occur the given number of times",
+    "bad_pattern": "the pattern is not valid",
+    "timeout": "took too long",
+    "permission": "permission denied by the file's mode",
+    "not_executable": "no such program, or it cannot be executed",
+    "io": "input/output error",
+    "protocol": "the pod did not understand the request",
+}
+
+
+class Executor:
+    """Carries out operations in one pod.
+
+    Args:
+        channel: the pod's hands.
+        visible: whether a path may be shown by a search (the one decision function, file by file).
+        exclude: globs that hands may skip; a help, not the enforcement.
+        monotonic_ns: the clock of the meter.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        visible: Callable[[str], bool],
+        exclude: tuple[str, ...],
+        monotonic_ns: Callable[[], int],
+    ) -> None:
+        self._channel = channel
+        self._visible = visible
+        self._exclude = list(exclude)
+        self._now = monotonic_ns
+
+    async def execute(self, grant: Grant, operation: Base, meter: Meter) -> Outcome | Redirect:
+        """Spend the grant, ask hands, check the answer.
+
+        Raises:
+            OperationError: hands could not do it (code of hands in ``rule``).
+            SandboxError: hands is gone or broke the protocol.
+            DeniedError: the grant is not good for this operation.
+        """
+        grant.spend(operation)
+        header, body = _request(operation, self._exclude)
+        started = self._now()
+        meter.bytes_moved += len(body)
+        try:
+            frame = await self._call(header, body, _deadline_ns(operation))
+        finally:
+            meter.duration_ns += self._now() - started
+        meter.bytes_moved += len(frame.body)
+        if "error" in frame.header:
+            return _failure(frame, operation)
+        ok = frame.header.get("ok")
+        if not isinstance(ok, dict):
+            raise SandboxError("hands broke the protocol", rule="hands.protocol")
+        result = self._result(operation, ok, frame.body)
+        meter.matches += len(result.get("paths", ())) + len(result.get("matches", ()))
+        return Outcome(result)
+
+    async def _call(self, header: dict[str, Any], body: bytes, deadline_ns: int) -> Frame:
+        ident, future = self._channel.start(header, body)
+        try:
+            async with asyncio.timeout(deadline_ns / 1e9):
+                return await future
+        except TimeoutError:
+            self._channel.send({"op": "cancel", "target": ident, "id": 0})
+            raise OperationError(PLAIN["timeout"], rule="hands.timeout") from None
+        except asyncio.CancelledError:
+            # The caller went away: what still runs in the pod for it is killed.
+            self._channel.send({"op": "cancel", "target": ident, "id": 0})
+            raise
+
+    def _result(self, operation: Base, ok: dict[str, Any], body: bytes) -> dict[str, Any]:
+        if isinstance(operation, Read):
+            text, encoding = _text(body[: operation.limit])
+            return {
+                "content": text,
+                "encoding": encoding,
+                "size": _int(ok, "size"),
+                "truncated": bool(ok.get("truncated")),
+            }
+        if isinstance(operation, Write):
+            return {"bytes": _int(ok, "bytes"), "created": bool(ok.get("created"))}
+        if isinstance(operation, Edit):
+            return {
+                "replaced": _int(ok, "replaced"),
+                "bytes": _int(ok, "bytes"),
+                "diff": _str(ok, "diff", LIMITS.output_bytes),
+            }
+        if isinstance(operation, Glob):
+            return self._paths(ok, operation.limit)
+        if isinstance(operation, Grep):
+            return self._matches(ok, operation.limit)
+        if isinstance(operation, Run):
+            return _run_result(ok, body)
+        if (kind := getattr(operation, "kind", "")) in ("git_status", "git_diff"):
+            text = _text_only(body) if body else _str(ok, "text", LIMITS.output_bytes)
+            return {"text": text, "truncated": bool(ok.get("truncated"))}
+        if kind == "git_commit":
+            return {"commit": _str(ok, "commit", 64), "text": _str(ok, "text", LIMITS.message_bytes)}
+        raise SandboxError(f"no executor for {kind}", rule="hands.protocol")
+
+    def _paths(self, ok: dict[str, Any], limit: int) -> dict[str, Any]:
+        names = [name for name in _list(ok, "paths") if isinstance(name, str) and len(name) <= LIMITS.path_bytes]
+        shown = [name for name in names[:limit] if self._visible(name)]
+        return {
+            "paths": shown,
+            "truncated": bool(ok.get("truncated")) or len(names) > limit,
+            "withheld": len(names[:limit]) - len(shown),
+        }
+
+    def _matches(self, ok: dict[str, Any], limit: int) -> dict[str, Any]:
+        shown: list[dict[str, Any]] = []
+        withheld = 0
+        rows = _list(ok, "matches")
+        verdicts: dict[str, bool] = {}
+        for row in rows[:limit]:
+            match row:
+                case [str(path), int(line), str(text)] if len(path) <= LIMITS.path_bytes:
+                    if path not in verdicts:
+                        verdicts[path] = self._visible(path)
+                    if verdicts[path]:
+                        shown.append({"path": path, "line": line, "text": text[: LIMITS.line_bytes]})
+                    else:
+                        withheld += 1
+                case _:
+                    raise SandboxError("hands broke the protocol", rule="hands.protocol")
+        return {"matches": shown, "truncated": bool(ok.get("truncated")) or len(rows) > limit, "withheld": withheld}
+
+
+def _request(operation: Base, exclude: list[str]) -> tuple[dict[str, Any], bytes]:
+    """The message of docs/design.md, "gate ⇄ hands"."""
+    raw = operation.model_dump(mode="json")
+    header: dict[str, Any] = {"op": raw.pop("kind"), **raw}
+    body = b""
+    if isinstance(operation, Write):
+        content = operation.content
+        body = base64.b64decode(content) if operation.encoding == "base64" else content.encode("utf-8")
+        del header["content"], header["encoding"]
+    elif isinstance(operation, Run):
+        body = header.pop("stdin").encode("utf-8")
+        header["output_bytes"] = LIMITS.output_bytes
+    elif isinstance(operation, Glob):
+        header["exclude"] = exclude
+    elif isinstance(operation, Grep):
+        header.update(exclude=exclude, timeout_ms=LIMITS.search_timeout_ms)
+    elif header["op"] in ("git_diff", "git_commit"):
+        header["exclude"] = exclude
+    return header, body
+
+
+def _deadline_ns(operation: Base) -> int:
+    if isinstance(operation, Run):
+        return operation.timeout_ms * 1_000_000 + _PATIENCE_NS
+    return LIMITS.search_timeout_ms * 1_000_000 + 5 * _PATIENCE_NS
+
+
+def _failure(frame: Frame, operation: Base) -> Redirect:
+    """A Redirect for `symlink`, else an OperationError with our own words (hands' are hostile text)."""
+    error = frame.header.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    if code == "symlink":
+        assert isinstance(error, dict)
+        resolved = error.get("resolved", frame.header.get("resolved"))
+        field = operation.path_fields[0] if len(operation.path_fields) == 1 else ""
+        if isinstance(resolved, str) and 0 < len(resolved) <= LIMITS.path_bytes and field:
+            return Redirect(field, resolved)
+        raise OperationError("a symlink is in the way", rule="hands.symlink")
+    if not isinstance(code, str) or code not in PLAIN:
+        raise SandboxError("hands broke the protocol", rule="hands.protocol")
+    message = PLAIN[code]
+    if code == "count_mismatch" and isinstance(error, dict) and isinstance(found := error.get("found"), int):
+        message = f"the text to replace occurs {found} times"
+    raise OperationError(message, rule=f"hands.{code}")
+
+
+def _run_result(ok: dict[str, Any], body: bytes) -> dict[str, Any]:
+    split = _int(ok, "stdout_bytes")
+    if split > len(body) or len(body) > 2 * LIMITS.output_bytes:
+        raise SandboxError("hands broke the protocol", rule="hands.protocol")
+    streams = body[:split], body[split:]
+    try:
+        stdout, stderr = (stream.decode("utf-8") for stream in streams)
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        stdout, stderr = (base64.b64encode(stream).decode("ascii") for stream in streams)
+        encoding = "base64"
+    return {
+        "exit_code": _optional_int(ok, "exit_code"),
+        "signal": _optional_int(ok, "signal"),
+        "timed_out": bool(ok.get("timed_out")),
+        "stdout": stdout,
+        "stderr": stderr,
+        "encoding": encoding,
+        "stdout_truncated": bool(ok.get("stdout_truncated")),
+        "stderr_truncated": bool(ok.get("stderr_truncated")),
+        "duration_ms": _int(ok, "duration_ns") // 1_000_000,
+    }
+
+
+def _text(data: bytes) -> tuple[str, str]:
+    try:
+        return data.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(data).decode("ascii"), "base64"
+
+
+def _text_only(data: bytes) -> str:
+    return data[: LIMITS.output_bytes].decode("utf-8", "backslashreplace")
+
+
+def _int(ok: dict[str, Any], name: str) -> int:
+    value = ok.get(name)
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise SandboxError("hands broke the protocol", rule="hands.protocol")
+    return value
+
+
+def _optional_int(ok: dict[str, Any], name: str) -> int | None:
+    return None if ok.get(name) is None else _int(ok, name)
+
+
+def _str(ok: dict[str, Any], name: str, limit: int) -> str:
+    value = ok.get(name, "")
+    if not isinstance(value, str):
+        raise SandboxError("hands broke the protocol", rule="hands.protocol")
+    return value[:limit]
+
+
+def _list(ok: dict[str, Any], name: str) -> list[Any]:
+    value = ok.get(name)
+    if not isinstance(value, list):
+        raise SandboxError("hands broke the protocol", rule="hands.protocol")
+    return value
