@@ -1,0 +1,44 @@
+# Everything goes into .venv. Two commands matter: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= $(shell test -x /usr/bin/python3 && /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo /usr/bin/python3 || command -v python3)
+BIN := .venv/bin
+DEBIAN := git python3 python3-venv ca-certificates
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.done ## a virtual environment with the locked dependencies (and Debian packages, where root)
+
+.venv/.done: uv.lock pyproject.toml
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
+	fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/uv sync -q --locked --inexact
+	@touch $@
+
+demo: setup ## the main job: an honest task, then a hijacked agent that gets nowhere
+	@$(BIN)/python demo/demo.py
+
+test: setup ## the tests; ends with what was skipped and why
+	@$(BIN)/pytest
+
+check: setup ## ruff and mypy --strict
+	@$(BIN)/ruff check src tests bench demo
+	@$(BIN)/ruff format --check src tests bench demo
+	@$(BIN)/mypy
+
+format: setup ## ruff format, and the fixes that are safe
+	@$(BIN)/ruff format src tests bench demo
+	@$(BIN)/ruff check --fix src tests bench demo
+
+bench: setup ## the figures of README and the closing notes, against their floors and peers
+	@$(BIN)/python bench/bench.py
+
+clean: ## remove what the targets made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
