@@ -1,0 +1,1 @@
+"""System calls that Python does not wrap: the only room that imports ctypes."""
