@@ -179,6 +179,35 @@ def test_files_are_closed_to_others(ca: CertificateAuthority, tmp_path: Path) ->
         assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
 
 
+def test_the_key_is_on_the_disk_before_its_certificate_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut can leave is a key without a certificate, never a certificate without its key."""
+    steps: list[str] = []
+    real_open, real_sync, real_rename = os.open, os.fsync, os.rename
+
+    def spy_open(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT and not str(path).endswith("lock"):
+            assert flags & os.O_EXCL
+            steps.append("create " + Path(path).suffix)
+        return real_open(path, flags, *mode)
+
+    def spy_sync(fd: int) -> None:
+        steps.append("sync " + Path(os.readlink(f"/proc/self/fd/{fd}")).suffix)
+        real_sync(fd)
+
+    def spy_rename(source: Path, target: Path) -> None:
+        steps.append(f"rename {source.suffix} {target.suffix}")
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "open", spy_open)
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(os, "rename", spy_rename)
+    reopen(tmp_path)
+    wanted = ["create .key", "sync .key", "sync ", "create .tmp", "sync .tmp", "rename .tmp .pem", "sync "]
+    assert steps[: len(wanted)] == wanted
+
+
 def test_reopened_it_is_the_same_ca(ca: CertificateAuthority, tmp_path: Path) -> None:
     again = reopen(tmp_path)
     assert again.bundle_pem(NOW) == ca.bundle_pem(NOW)
@@ -364,15 +393,15 @@ def test_a_clock_that_keeps_going_back_does_not_fill_the_disk(ca: CertificateAut
 def test_the_wire_form(ca: CertificateAuthority) -> None:
     svid = ca.issue(AGENT, now=NOW)
     wire = svid.to_wire()
-    assert X509Svid.from_wire(wire) == svid
+    assert X509Svid.from_wire(wire, now=NOW) == svid
     for name in wire:
         for bad in (None, 7.5, ["x"], b"x"):
             with pytest.raises(InvalidError):
-                X509Svid.from_wire(wire | {name: bad})
+                X509Svid.from_wire(wire | {name: bad}, now=NOW)
     with pytest.raises(InvalidError):
-        X509Svid.from_wire(wire | {"cert_pem": "x" * 200_000})
+        X509Svid.from_wire(wire | {"cert_pem": "x" * 200_000}, now=NOW)
     with pytest.raises(InvalidError):
-        X509Svid.from_wire(wire | {"expires_ns": True})
+        X509Svid.from_wire(wire | {"expires_ns": True}, now=NOW)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -227,6 +228,41 @@ def test_no_session_is_resumed(gate: X509Svid, agent: X509Svid) -> None:
         assert server.outcomes == [str(AGENT)] * 2
 
 
+def test_asyncio_and_its_memory_bios(ca: CertificateAuthority, gate: X509Svid, agent: X509Svid) -> None:
+    """What an asyncio server has is an SSLObject; a rotation in between is seen by the next connection."""
+    rotating, seen = RotatingServerContext(gate), list[str]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(str(authenticate(writer.get_extra_info("ssl_object"), rotating.roots, NOW, "client")))
+        writer.write(await reader.readexactly(4))
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def once(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(agent))
+        tls = writer.get_extra_info("ssl_object")
+        assert isinstance(tls, ssl.SSLObject)
+        assert authenticate(tls, agent.roots(), NOW, "server") == GATE
+        writer.write(b"ping")
+        assert await reader.readexactly(4) == b"ping"
+        writer.close()
+        await writer.wait_closed()
+        return peer_chain(tls)[0]
+
+    async def both() -> tuple[bytes, bytes]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=rotating.context)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            first = await once(port)
+            rotating.update(ca.issue(GATE, now=NOW))
+            return first, await once(port)
+
+    first, second = asyncio.run(both())
+    assert first != second
+    assert seen == [str(AGENT)] * 2
+
+
 class Broken:
     """Something that is no TLS object, in every way that we look at one."""
 
@@ -326,7 +362,7 @@ def test_an_unprivileged_process_that_is_not_dumpable(gate: X509Svid) -> None:
 import ctypes, json, os, sys
 from nucleus.identity.svid import X509Svid
 from nucleus.identity.tls import server_context
-svid = X509Svid.from_wire(json.load(sys.stdin))
+svid = X509Svid.from_wire(json.load(sys.stdin), now=0)
 os.setgroups([]); os.setresgid(*[0x70010000] * 3); os.setresuid(*[0x70010000] * 3)
 assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0  # PR_SET_DUMPABLE
 assert os.stat("/proc/self/fd").st_uid == 0

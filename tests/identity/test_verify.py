@@ -85,19 +85,19 @@ BAD_LEAVES: dict[str, tuple[Spec, str]] = {
     "for servers only": (Spec(extended=SERVER_ONLY), "svid.extended_key_usage"),
     "for any purpose": (Spec(extended=ANY_PURPOSE), "svid.extended_key_usage"),
     "an unknown critical extension": (Spec(extra=((UNKNOWN, True),)), "svid.path_validation"),
-    "expired": (Spec(start_s=-100, end_s=-1), "svid."),
-    "starts in 61 s": (Spec(start_s=61), "svid."),
-    "RSA key": (Spec(key=rsa.generate_private_key(65537, 2048)), "svid."),
-    "Ed25519 key": (Spec(key=ed25519.Ed25519PrivateKey.generate()), "svid."),
-    "P-521 key": (Spec(key=ec.generate_private_key(ec.SECP521R1())), "svid."),
-    "secp256k1 key": (Spec(key=ec.generate_private_key(ec.SECP256K1())), "svid."),
-    "SHA-512 signature": (Spec(digest=hashes.SHA512()), "svid."),
+    "expired": (Spec(start_s=-100, end_s=-1), "svid.expired"),
+    "starts in 61 s": (Spec(start_s=61), "svid.not_yet_valid"),
+    "RSA key": (Spec(key=rsa.generate_private_key(65537, 2048)), "svid.key_algorithm"),
+    "Ed25519 key": (Spec(key=ed25519.Ed25519PrivateKey.generate()), "svid.key_algorithm"),
+    "P-521 key": (Spec(key=ec.generate_private_key(ec.SECP521R1())), "svid.key_algorithm"),
+    "secp256k1 key": (Spec(key=ec.generate_private_key(ec.SECP256K1())), "svid.key_algorithm"),
+    "SHA-512 signature": (Spec(digest=hashes.SHA512()), "svid.signature_algorithm"),
 }
 
 
 @pytest.mark.parametrize(("spec", "rule"), BAD_LEAVES.values(), ids=BAD_LEAVES.keys())
 def test_bad_leaf(spec: Spec, rule: str) -> None:
-    assert refused([make(spec, ROOT).der]).startswith(rule)
+    assert refused([make(spec, ROOT).der]) == rule
 
 
 def test_a_client_certificate_is_no_server() -> None:
@@ -115,7 +115,7 @@ def test_expiry_is_to_the_second_without_skew() -> None:
     leaf = make(Spec(end_s=10), ROOT)
     last = (NOW // SECOND + 10) * SECOND
     assert verify_svid([leaf.der], ROOTS, last + SECOND - 1, role="client") == AGENT
-    assert refused([leaf.der], now=last + SECOND).startswith("svid.")
+    assert refused([leaf.der], now=last + SECOND) == "svid.expired"
 
 
 # -- roots and trust domains ---------------------------------------------------------------------------------------
@@ -152,25 +152,25 @@ def test_a_twin_of_the_root_by_name_only() -> None:
     assert refused([make(Spec(), twin).der, twin.der]) == "svid.path_validation"
 
 
-BAD_ROOTS: dict[str, Spec] = {
-    "expired root": ca_spec(start_s=-200, end_s=-100),
-    "root not valid yet": ca_spec(start_s=200),
-    "root that is no CA": ca_spec(basic=x509.BasicConstraints(False, None)),
-    "root without basic constraints": ca_spec(basic=None),
-    "root whose basic constraints are not critical": ca_spec(basic_critical=False),
-    "root without keyCertSign": ca_spec(usage=usage(crl_sign=True)),
-    "root without key usage": ca_spec(usage=None),
-    "root of another trust domain": ca_spec(san=uri("spiffe://other.test")),
-    "root whose ID has a path": ca_spec(san=uri(f"spiffe://{TRUST_DOMAIN}/ca")),
-    "RSA root": ca_spec(key=rsa.generate_private_key(65537, 2048)),
-    "P-521 root": ca_spec(key=ec.generate_private_key(ec.SECP521R1())),
+BAD_ROOTS: dict[str, tuple[Spec, str]] = {
+    "expired root": (ca_spec(start_s=-200, end_s=-100), "svid.path_validation"),
+    "root not valid yet": (ca_spec(start_s=200), "svid.path_validation"),
+    "root that is no CA": (ca_spec(basic=x509.BasicConstraints(False, None)), "svid.path_validation"),
+    "root without basic constraints": (ca_spec(basic=None), "svid.path_validation"),
+    "root whose basic constraints are not critical": (ca_spec(basic_critical=False), "svid.path_validation"),
+    "root without keyCertSign": (ca_spec(usage=usage(crl_sign=True)), "svid.issuer"),
+    "root without key usage": (ca_spec(usage=None), "svid.path_validation"),
+    "root of another trust domain": (ca_spec(san=uri("spiffe://other.test")), "svid.issuer_id"),
+    "root whose ID has a path": (ca_spec(san=uri(f"spiffe://{TRUST_DOMAIN}/ca")), "svid.issuer_id"),
+    "RSA root": (ca_spec(key=rsa.generate_private_key(65537, 2048)), "svid.signature_algorithm"),
+    "P-521 root": (ca_spec(key=ec.generate_private_key(ec.SECP521R1())), "svid.key_algorithm"),
 }
 
 
-@pytest.mark.parametrize("spec", BAD_ROOTS.values(), ids=BAD_ROOTS.keys())
-def test_bad_root(spec: Spec) -> None:
+@pytest.mark.parametrize(("spec", "rule"), BAD_ROOTS.values(), ids=BAD_ROOTS.keys())
+def test_bad_root(spec: Spec, rule: str) -> None:
     root = make(spec)
-    assert refused([make(Spec(), root).der], {TRUST_DOMAIN: [root.der]}).startswith("svid.")
+    assert refused([make(Spec(), root).der], {TRUST_DOMAIN: [root.der]}) == rule
 
 
 # -- intermediates and chain bounds --------------------------------------------------------------------------------
@@ -193,24 +193,28 @@ def test_intermediates(depth: int) -> None:
     assert verify_svid(chain[:-1], ROOTS, NOW, role="client") == AGENT  # as a peer sends it, without the root
 
 
-BAD_INTERMEDIATES: dict[str, dict[str, Any]] = {
-    "not a CA": {"basic": x509.BasicConstraints(False, None)},
-    "no keyCertSign": {"usage": usage(crl_sign=True)},
-    "a leaf that signs": {"basic": x509.BasicConstraints(False, None), "usage": usage(digital_signature=True)},
-    "another trust domain": {"san": uri("spiffe://other.test")},
-    "an ID with a path": {"san": uri(f"spiffe://{TRUST_DOMAIN}/x")},
-    "expired": {"start_s": -100, "end_s": -10},
-    "RSA": {"key": rsa.generate_private_key(65537, 2048)},
-    "an unknown critical extension": {"extra": ((UNKNOWN, True),)},
-    "name constraints on URIs": {
-        "extra": ((x509.NameConstraints([x509.UniformResourceIdentifier("other.test")], None), True),)
-    },
+BAD_INTERMEDIATES: dict[str, tuple[dict[str, Any], str]] = {
+    "not a CA": ({"basic": x509.BasicConstraints(False, None)}, "svid.path_validation"),
+    "no keyCertSign": ({"usage": usage(crl_sign=True)}, "svid.issuer"),
+    "a leaf that signs": (
+        {"basic": x509.BasicConstraints(False, None), "usage": usage(digital_signature=True)},
+        "svid.path_validation",
+    ),
+    "another trust domain": ({"san": uri("spiffe://other.test")}, "svid.issuer_id"),
+    "an ID with a path": ({"san": uri(f"spiffe://{TRUST_DOMAIN}/x")}, "svid.issuer_id"),
+    "expired": ({"start_s": -100, "end_s": -10}, "svid.path_validation"),
+    "RSA": ({"key": rsa.generate_private_key(65537, 2048)}, "svid.signature_algorithm"),
+    "an unknown critical extension": ({"extra": ((UNKNOWN, True),)}, "svid.path_validation"),
+    "name constraints on URIs": (
+        {"extra": ((x509.NameConstraints([x509.UniformResourceIdentifier("other.test")], None), True),)},
+        "svid.path_validation",
+    ),
 }
 
 
-@pytest.mark.parametrize("change", BAD_INTERMEDIATES.values(), ids=BAD_INTERMEDIATES.keys())
-def test_bad_intermediate(change: dict[str, Any]) -> None:
-    assert refused(chain_of(1, lambda _: change)).startswith("svid.")
+@pytest.mark.parametrize(("change", "rule"), BAD_INTERMEDIATES.values(), ids=BAD_INTERMEDIATES.keys())
+def test_bad_intermediate(change: dict[str, Any], rule: str) -> None:
+    assert refused(chain_of(1, lambda _: change)) == rule
 
 
 def test_path_length_zero_bounds_the_chain() -> None:

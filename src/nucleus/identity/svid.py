@@ -31,7 +31,7 @@ class X509Svid:
         key_pem: PKCS#8, unencrypted; "" when the holder made its own key (`issue_for_csr`).
         bundle_pem: the trust domain's roots.
         expires_ns: when the leaf ends, nanoseconds since the epoch.
-        issued_ns: when it was issued.
+        issued_ns: when it was issued, or received.
     """
 
     spiffe_id: SpiffeId
@@ -57,12 +57,11 @@ class X509Svid:
             "key_pem": self.key_pem,
             "bundle_pem": self.bundle_pem,
             "expires_ns": self.expires_ns,
-            "issued_ns": self.issued_ns,
         }
 
     @classmethod
-    def from_wire(cls, fields: Mapping[str, Any]) -> X509Svid:
-        """Read `to_wire`'s form.
+    def from_wire(cls, fields: Mapping[str, Any], *, now: int) -> X509Svid:
+        """Read `to_wire`'s form, received at `now` (nanoseconds since the epoch), which becomes `issued_ns`.
 
         Raises:
             InvalidError: a field is missing, of the wrong type or oversize. Values are never repeated in the error.
@@ -70,12 +69,11 @@ class X509Svid:
         texts = [fields.get(name) for name in ("spiffe_id", "cert_pem", "key_pem", "bundle_pem")]
         if not all(isinstance(text, str) and len(text) <= MAX_PEM_BYTES for text in texts):
             raise InvalidError("SVID fields are not bounded text", rule="svid.wire")
-        times = [fields.get(name) for name in ("expires_ns", "issued_ns")]
-        if not all(type(time) is int for time in times):
-            raise InvalidError("SVID times are not integers", rule="svid.wire")
+        expires_ns = fields.get("expires_ns")
+        if type(expires_ns) is not int:
+            raise InvalidError("expires_ns is not an integer", rule="svid.wire")
         spiffe_id, cert_pem, key_pem, bundle_pem = (str(text) for text in texts)
-        expires_ns, issued_ns = (int(time or 0) for time in times)
-        return cls(SpiffeId.parse(spiffe_id), cert_pem, key_pem, bundle_pem, expires_ns, issued_ns)
+        return cls(SpiffeId.parse(spiffe_id), cert_pem, key_pem, bundle_pem, expires_ns, now)
 
 
 def pem_to_der(pem: str) -> list[bytes]:

@@ -66,6 +66,7 @@ def verify_svid(chain: Sequence[bytes], roots: Roots, now_ns: int, *, role: Role
         anchors = tuple(roots.get(spiffe_id.trust_domain, ()))  # 4
         if not anchors:
             raise _refuse("svid.trust_domain", "no roots for the peer's trust domain")
+        _check_validity(leaf, now_ns)  # 8, here first: "expired" says more than "no valid path"
         now = _effective_time([leaf, *rest], now_ns)
         path = _build_path(leaf, rest, anchors, now)  # 5
         for issuer in path[1:]:
