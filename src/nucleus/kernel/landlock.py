@@ -1,4 +1,4 @@
-"""Landlock: what files and which scopes this process and its children may reach (docs.kernel.org, userspace-api/landlock).
+"""Landlock: which files and scopes this process and its children may reach (kernel docs, userspace-api/landlock).
 
 Promises: `restrict` either confines or raises; rights that this kernel does not know are left out and named in the
 returned facts, so that doctor and audit can say so. Relies on no_new_privs (set before).

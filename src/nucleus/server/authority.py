@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import time
 from typing import Any
 
 from nucleus.errors import AuditError
+from nucleus.identity.svid import X509Svid
 from nucleus.limits import LIMITS
 from nucleus.model.operation import Base, operation_hash
 from nucleus.model.receipt import Approval
@@ -17,17 +18,6 @@ from nucleus.server.wire import error_from
 def gone() -> AuditError:
     """The error of everything once the authority is gone: nothing can be recorded, so nothing runs."""
     return AuditError("the authority is gone", rule="authority.gone")
-
-
-@dataclass(frozen=True, slots=True)
-class Svid:
-    """An X.509-SVID in PEM; the key never shows in a repr."""
-
-    spiffe_id: str
-    cert_pem: str
-    key_pem: str = field(repr=False)
-    bundle_pem: str
-    expires_ns: int
 
 
 class Authority:
@@ -71,7 +61,9 @@ class Authority:
         """Append one record; returns its sequence number once it is durable."""
         return int((await self._call(op="append", record=record))["seq"])
 
-    async def ask(self, operation: Base, principal: str, decision: dict[str, Any], display: tuple[str, ...]) -> Approval:
+    async def ask(
+        self, operation: Base, principal: str, decision: dict[str, Any], display: tuple[str, ...]
+    ) -> Approval:
         """Ask a person; waits until they answer or the request expires. Withdrawn when we are cancelled."""
         ident, future = self._channel.start(
             {
@@ -101,13 +93,6 @@ class Authority:
             reason=str(ok.get("reason", "")),
         )
 
-    async def svid(self) -> Svid:
-        """The gate's own X.509-SVID."""
-        ok = await self._call(op="svid")
-        return Svid(
-            str(ok["spiffe_id"]),
-            str(ok["cert_pem"]),
-            key_pem=str(ok["key_pem"]),
-            bundle_pem=str(ok["bundle_pem"]),
-            expires_ns=int(ok["expires_ns"]),
-        )
+    async def svid(self) -> X509Svid:
+        """The gate's own X509-SVID."""
+        return X509Svid.from_wire(await self._call(op="svid"), now=time.time_ns())

@@ -1,0 +1,110 @@
+"""The agent's door: HTTPS with mutual TLS 1.3, one POST per operation (docs/design.md).
+
+Numbered steps, each before the next byte is looked at:
+ 1. TLS 1.3 with a client certificate (the TLS context).
+ 2. The peer's chain is verified again as an X509-SVID of its own trust domain, and must be this pod's agent
+    (cached per connection, until the SVID expires).
+ 3. The body's size, then its JSON, then its fields.
+Every answer, also 404 and 500, is the error body of the seed: ``{error, kind, operation?}``.
+Does not: decide anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from aiohttp import web
+
+from nucleus.errors import InvalidError, NucleusError, UnauthenticatedError
+from nucleus.limits import LIMITS
+from nucleus.model.operation import OPERATIONS
+from nucleus.model.principal import Principal
+from nucleus.sanitize import sanitize
+from nucleus.server.driver import Driver
+from nucleus.server.wire import http_status, parse_object, reply_object
+
+KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATIONS)
+
+Authenticator = Callable[[ssl.SSLObject], Principal]
+
+
+class Door:
+    """The HTTP application of one gate.
+
+    Args:
+        driver: runs the pipeline.
+        authenticate: verifies a connection's peer; raises UnauthenticatedError.
+    """
+
+    def __init__(self, driver: Driver, authenticate: Authenticator) -> None:
+        self._driver = driver
+        self._authenticate = authenticate
+        self._peers: WeakKeyDictionary[asyncio.BaseTransport, Principal] = WeakKeyDictionary()
+
+    async def serve(self, listener: socket.socket, context: ssl.SSLContext) -> web.AppRunner:
+        """Serve on a listening socket until the runner is cleaned up."""
+        app = web.Application(client_max_size=LIMITS.request_bytes, middlewares=[_errors])
+        app.router.add_get("/v1/health", self._health)
+        app.router.add_post("/v1/{kind}", self._operation)
+        runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=3600
+        )
+        await runner.setup()
+        await web.SockSite(runner, listener, ssl_context=context, backlog=64).start()
+        return runner
+
+    def _principal(self, request: web.Request) -> Principal:
+        transport = request.transport
+        if transport is None:
+            raise UnauthenticatedError("the connection is gone", rule="tls.peer")
+        known = self._peers.get(transport)
+        if known is None:
+            peer = transport.get_extra_info("ssl_object")
+            if not isinstance(peer, ssl.SSLObject):
+                raise UnauthenticatedError("no TLS on this connection", rule="tls.peer")
+            known = self._peers[transport] = self._authenticate(peer)
+        return known
+
+    async def _health(self, request: web.Request) -> web.Response:
+        principal = self._principal(request)
+        return web.json_response({"status": "ok", "principal": principal.spiffe_id})
+
+    async def _operation(self, request: web.Request) -> web.Response:
+        kind = request.match_info["kind"]
+        if kind not in KINDS:
+            raise web.HTTPNotFound
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise InvalidError("compressed bodies are not accepted", rule="http.encoding")
+        raw = parse_object(await request.read())
+        if raw.setdefault("kind", kind) != kind:
+            raise InvalidError("kind differs from the path", rule="http.kind")
+        reply = await self._driver.run(raw, lambda: self._principal(request))
+        return _json(http_status(reply), reply_object(reply, person=False))
+
+
+def _json(status: int, body: dict[str, Any]) -> web.Response:
+    data = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return web.Response(
+        status=status, body=data, content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
+
+
+@web.middleware
+async def _errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except NucleusError as error:
+        return _json(error.http_status, {"error": sanitize(error.message), "kind": error.code})
+    except web.HTTPException as error:
+        kind = "not_found" if error.status in (404, 405) else "invalid_request"
+        return _json(error.status, {"error": error.reason.lower(), "kind": kind})
+    except Exception as error:  # noqa: BLE001 - a bug of ours answers, and says nothing of itself
+        return _json(500, {"error": f"internal error ({type(error).__name__})", "kind": "internal_error"})

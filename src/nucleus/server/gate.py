@@ -1,0 +1,181 @@
+"""One gate: the process that decides for one pod. Forked from the template, which has done the imports.
+
+Numbered steps of its start, before it reads a byte of its pod:
+ 1. Take the gate's own uid, drop every capability, no_new_privs, not dumpable.
+ 2. Parse the policy (here, unprivileged, and not in the template).
+ 3. Open the budget; for an agent: fetch the gate's SVID and serve the agent's door.
+ 4. Serve the launcher's channel until it closes, then drain: what runs is cancelled, settled and recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from nucleus.errors import NucleusError, SandboxError
+from nucleus.frames import Frame
+from nucleus.gate.pipeline import Gate
+from nucleus.kernel import syscalls
+from nucleus.lattice import Context, Policy, decide, decide_path
+from nucleus.model.decision import Decision
+from nucleus.model.operation import Base
+from nucleus.model.principal import Principal
+from nucleus.server.authority import Authority, gone
+from nucleus.server.channel import Channel
+from nucleus.server.driver import Driver
+from nucleus.server.executor import Executor
+from nucleus.server.wire import error_object, reply_object
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the builder tells a gate. SPIFFE IDs are the authority's to prove; these are the ones to expect."""
+
+    pod: str
+    namespace: str
+    trust_domain: str
+    policy_text: str
+    policy_source: str
+    task: str
+    egress: bool
+    trusted_workspace: bool
+    isolation: str
+    uid: int
+    agent: bool
+    agent_id: str
+    orchestrator_id: str
+    test_seam: str = ""
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Config:
+        """Strict: unknown or missing fields and wrong types are refused."""
+        fields = {name: declared.type for name, declared in cls.__dataclass_fields__.items()}
+        for name, item in value.items():
+            if name not in fields or type(item).__name__ != fields[name]:
+                raise SandboxError(f"gate configuration field {name!r}", rule="gate.config")
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise SandboxError(f"gate configuration: {error}", rule="gate.config") from None
+
+
+def become_unprivileged(uid: int) -> None:
+    """Step 1. `uid` 0 is refused; a process that is not root keeps the uid it has."""
+    if os.geteuid() == 0:
+        if uid <= 0:
+            raise SandboxError("a gate never runs as root", rule="gate.uid")
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    syscalls.drop_all_capabilities()
+    syscalls.set_no_new_privs()
+    syscalls.set_dumpable(False)
+
+
+async def serve(
+    config: Config,
+    policy: Policy,
+    authority_socket: socket.socket,
+    hands_socket: socket.socket,
+    launcher_socket: socket.socket,
+    listener: socket.socket | None,
+) -> None:
+    """Steps 3 and 4."""
+    stopped = asyncio.Event()
+    channel = await Channel.over(authority_socket, gone, on_closed=stopped.set)
+    authority = Authority(channel)
+    hands = await Channel.over(
+        hands_socket, lambda: SandboxError("the pod is gone", rule="hands.gone"), on_closed=stopped.set
+    )
+    started = time.time_ns()
+
+    def context() -> Context:
+        return Context(
+            now_ns=time.time_ns(),
+            started_ns=started,
+            egress=config.egress,
+            trusted_workspace=config.trusted_workspace,
+            isolation=config.isolation,
+            task=config.task,
+        )
+
+    def decided(operation: Base) -> Decision:
+        return decide(policy, operation, context())
+
+    executor = Executor(hands, lambda path: decide_path(policy, path) is None, policy.hidden_globs(), time.monotonic_ns)
+    driver = Driver(
+        Gate(egress=config.egress), decided, authority, executor, lambda: os.urandom(16).hex(), _seam(config.test_seam)
+    )
+    await authority.open_budget(policy.budget_limit, policy.window_ns)
+    runner = None
+    rotation: asyncio.Task[None] | None = None
+    if listener is not None:
+        from nucleus.server.agent_door import open_agent_door  # aiohttp, ssl, cryptography: only with an agent
+
+        runner, rotation = await open_agent_door(config, driver, authority, listener)
+    launcher = await _launcher(config, driver, launcher_socket, stopped.set)
+    await stopped.wait()
+    launcher.close()
+    if rotation is not None:
+        rotation.cancel()
+    if runner is not None:
+        await runner.cleanup()
+    hands.close()
+    await driver.drain()
+    channel.close()
+
+
+async def _launcher(config: Config, driver: Driver, sock: socket.socket, closed: Any) -> Channel:
+    """The inherited channel of the orchestrator: operations in, replies out, many at a time."""
+    principal = Principal(config.orchestrator_id, "inherited-channel", "orchestrator")
+    tasks: set[asyncio.Task[None]] = set()
+    channel: Channel
+
+    async def answer(frame: Frame) -> None:
+        ident = frame.header.get("id")
+        raw = frame.header.get("operation")
+        try:
+            if not isinstance(raw, dict):
+                raise SandboxError("no operation in the frame", rule="frames.operation")
+            reply = await driver.run(raw, lambda: principal)
+            body: dict[str, Any] = {"id": ident, "reply": reply_object(reply, person=True)}
+        except NucleusError as error:
+            body = {"id": ident, "error": error_object(error)}
+        try:
+            channel.send(body)
+        except NucleusError:
+            return
+
+    def received(frame: Frame) -> None:
+        task = asyncio.ensure_future(answer(frame))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def lost() -> None:
+        for task in tasks:
+            task.cancel()
+        closed()
+
+    channel = await Channel.over(
+        sock, lambda: SandboxError("the launcher is gone", rule="launcher.gone"), on_request=received, on_closed=lost
+    )
+    return channel
+
+
+def _seam(step: str) -> Any:
+    """The test seam: end this process as if by `kill -9` at one named step of the pipeline."""
+    if not step:
+        return None
+
+    def at(name: str) -> None:
+        if name == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return at

@@ -1,0 +1,138 @@
+"""The gate template: a process that has done a gate's imports, holds no key, and forks one gate per pod.
+
+`python -I -m nucleus.server.template`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
+  spawn {id, config} + [authority channel, hands channel, launcher channel(, TLS listener)]
+    → {id, ok: {pid, block, protect, policy_digest, policy_name, budget_limit, floor}}   from the gate, once unprivileged
+  event to the builder: {event: "gate_exit", pid, status}
+Promises: reads nothing but its builder's packets; every byte that is not ours (policy text included) is parsed in the
+forked gate, after it took its uid. Ends when the builder does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from nucleus.errors import InvalidError, NucleusError, SandboxError
+from nucleus.kernel import syscalls
+from nucleus.lattice import parse_policy, policy_digest
+from nucleus.pod import packets
+from nucleus.server import gate
+from nucleus.server.wire import error_object
+
+_IDLE_S = 0.3
+
+
+def main() -> int:
+    """Serve spawn requests until the builder closes descriptor 3."""
+    control = socket.socket(fileno=3)
+    syscalls.set_dumpable(False)
+    syscalls.set_pdeathsig(signal.SIGKILL)
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    warm = False
+    while True:
+        ready, _, _ = select.select([control, wake_read], [], [], None if warm else _IDLE_S)
+        if not ready:
+            _warm_up()
+            warm = True
+            continue
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            _reap(control)
+        if control in ready:
+            packet = packets.receive(control, max_fds=4)
+            if packet is None:
+                return 0
+            if (child := _spawn(control, packet.body, packet.fds)) is not None:
+                for descriptor in (wake_read, wake_write):
+                    os.close(descriptor)
+                return child()
+
+
+def _warm_up() -> None:
+    """While nobody waits: what only gates with an agent need, so that none of them pays for it."""
+    import nucleus.server.agent_door
+
+    gc.collect()
+    gc.freeze()
+    assert nucleus.server.agent_door
+
+
+def _reap(control: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        packets.send(control, {"event": "gate_exit", "pid": pid, "status": status})
+
+
+def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Any:
+    """Fork a gate. In the child returns what it has to run; in the template None."""
+    if request.get("op") != "spawn" or len(fds) not in (3, 4) or not isinstance(request.get("config"), dict):
+        for fd in fds:
+            os.close(fd)
+        error = SandboxError("malformed request to the gate template", rule="gate.template")
+        packets.send(control, {"id": request.get("id"), "error": error_object(error)})
+        return None
+    if os.fork() != 0:
+        for fd in fds:
+            os.close(fd)
+        return None
+    # The child never returns to the template's loop: no state of one pod is left to the next.
+    return lambda: _gate(control, request, fds)
+
+
+def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> int:
+    """The child: unprivileged, then the policy, then serve."""
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        config = gate.Config.from_dict(request["config"])
+        gate.become_unprivileged(config.uid)
+        syscalls.set_pdeathsig(signal.SIGKILL)  # cleared by the change of uid
+        syscalls.set_name("nucleus-gate")
+        policy = parse_policy(config.policy_text, config.policy_source)
+    except NucleusError as error:
+        packets.send(control, {"id": request.get("id"), "error": error_object(error)})
+        return error.exit_code
+    except OSError as error:
+        failed = SandboxError(f"gate start: {error.strerror}", rule="gate.start")
+        packets.send(control, {"id": request.get("id"), "error": error_object(failed)})
+        return failed.exit_code
+    facts = {
+        "pid": os.getpid(),
+        "block": list(policy.hidden_globs()),
+        "protect": list(policy.protected_globs()),
+        "policy_digest": policy_digest(config.policy_text),
+        "policy_name": policy.name,
+        "budget_limit": policy.budget_limit,
+        "floor": policy.isolation_floor,
+    }
+    packets.send(control, {"id": request.get("id"), "ok": facts})
+    control.close()
+    authority, hands, launcher, *rest = sockets
+    asyncio.run(gate.serve(config, policy, authority, hands, launcher, rest[0] if rest else None))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except InvalidError as error:  # the builder's packets are ours: a malformed one is a bug or an attack
+        sys.stderr.write(error.diagnostics() + "\n")
+        code = 1
+    # No interpreter teardown: a gate has nothing left to flush, and exit handlers of libraries are not ours.
+    sys.stderr.flush()
+    os._exit(code)
