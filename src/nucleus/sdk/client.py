@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from .identity import IdentityError, Source, check_peer
+from nucleus.sdk.identity import IdentityError, Source, check_peer
 
 DEFAULT_GATE = "https://127.0.0.1:7443"
 MAX_REPLY = 67_108_864  # bytes of one reply: 8 MiB of content at JSON's worst escaping, and room

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import wire
+from nucleus.sdk import wire
 
 ENDPOINT_ENV = "SPIFFE_ENDPOINT_SOCKET"  # SPIFFE Workload Endpoint, section 4: unix:///path
 DEFAULT_ENDPOINT = "unix:///run/nucleus/workload.sock"

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Union
 
-from .client import Cancellation, Gate, GateError
-from .identity import IdentityError
-from .tools import NAMES, TOOLS
+from nucleus.sdk.client import Cancellation, Gate, GateError
+from nucleus.sdk.identity import IdentityError
+from nucleus.sdk.tools import NAMES, TOOLS
 
 PROTOCOLS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
 MAX_LINE = 16_777_216  # bytes of one message; nucleus.limits.LIMITS.request_bytes

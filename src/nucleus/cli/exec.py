@@ -1,0 +1,251 @@
+"""`nucleus exec`: one command in a fresh pod, through the gate like everything else.
+
+Promises: the command's output bytes are written exactly, and its exit code (128 + signal) is ours; a refusal is an
+error with its rule and next step. Where there is a terminal, a request for approval is asked there: the command has no
+access to it. Latency matters: everything that is imported here is on the path of every command.
+Does not: decide, or read the policy.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+from nucleus.cli.launcher import Launcher, Pod, failed, open_workspace, policy_text
+from nucleus.cli.options import FLAG, MANY, ONE, invalid, parse
+from nucleus.sdk import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nucleus.cli.prompt import Prompt
+
+USAGE = """\
+usage: nucleus exec [options] -- COMMAND [ARGUMENT...]
+
+  --profile NAME       a bundled or installed policy (default: restrictive)
+  --policy FILE        a policy file
+  --workdir DIR        the workspace (default: the current directory)
+  --trust-workspace    the workspace's content is not untrusted input
+  --toolchain DIR      show DIR read-only in the pod (repeatable)
+  --timeout SECONDS    deadline of the command (default: the gate's, 120)
+  --stdin              send our standard input (UTF-8, at most 1 MiB) to the command
+  --approvals WHERE    auto: ask on this terminal, if there is one; none: do not
+  --namespace NAME     the pod's namespace (default: default)
+  --json               print the gate's reply as JSON
+"""
+OPTIONS = {
+    "profile": ONE,
+    "policy": ONE,
+    "workdir": ONE,
+    "trust-workspace": FLAG,
+    "toolchain": MANY,
+    "timeout": ONE,
+    "stdin": FLAG,
+    "approvals": ONE,
+    "namespace": ONE,
+    "json": FLAG,
+    "help": FLAG,
+}
+STDIN_BYTES = 1_048_576  # nucleus.limits.LIMITS.stdin_bytes
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; return the command's exit code. Raises NucleusError."""
+    options, command = parse(argv, OPTIONS)
+    if options["help"]:
+        sys.stdout.write(USAGE)
+        return 0
+    operation = _operation(options, command)
+    spec = pod_spec(options)
+    workspace, spec["workdir"] = open_workspace(options["workdir"])
+    with Launcher.open() as launcher:
+        prompt = _prompt(launcher, options)
+        try:
+            pod = launcher.create_pod(spec, (workspace,))
+            try:
+                return _report(_ask_gate(launcher, pod, operation, prompt), options["json"])
+            finally:
+                pod.close()
+        finally:
+            os.close(workspace)
+            if prompt is not None:
+                prompt.close()
+
+
+def pod_spec(options: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a `PodSpec` that `exec` and `run` share. Raises InvalidError."""
+    text, source = policy_text(options)
+    return {
+        "policy_text": text,
+        "policy_source": source,
+        "namespace": options["namespace"] or "default",
+        "trust_workspace": options["trust-workspace"],
+        # Absolute and normalized is what the builder wants; it resolves links itself.
+        "toolchains": [os.path.abspath(path) for path in options["toolchain"]],
+    }
+
+
+def approvals(options: dict[str, Any]) -> bool:
+    """Whether to ask the person at this terminal. Raises InvalidError."""
+    if options["approvals"] not in ("", "auto", "none"):
+        raise invalid("--approvals is auto or none")
+    return bool(options["approvals"] != "none")
+
+
+def _operation(options: dict[str, Any], command: list[str]) -> dict[str, Any]:
+    if not command:
+        raise invalid("no command")
+    for word in command:
+        if not is_utf8(word):
+            raise invalid("an argument is not UTF-8")
+    operation: dict[str, Any] = {"kind": "run", "argv": command, "cwd": "."}
+    if options["timeout"]:
+        operation["timeout_ms"] = _milliseconds(options["timeout"])
+    if options["stdin"]:
+        data = sys.stdin.buffer.read(STDIN_BYTES + 1)
+        if len(data) > STDIN_BYTES:
+            raise invalid(f"standard input has more than {STDIN_BYTES} bytes")
+        try:
+            operation["stdin"] = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise invalid("standard input is not UTF-8") from None
+    return operation
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a command-line word was UTF-8 (others carry surrogates)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _milliseconds(text: str) -> int:
+    try:
+        milliseconds = round(float(text) * 1000)
+    except (ValueError, OverflowError):
+        milliseconds = 0
+    if milliseconds < 1:
+        raise invalid("--timeout is a positive number of seconds")
+    return milliseconds
+
+
+def _prompt(launcher: Launcher, options: dict[str, Any]) -> Prompt | None:
+    """A prompt on our controlling terminal, which the command cannot reach; its output comes after the last answer."""
+    if not approvals(options) or not os.isatty(2):
+        return None
+    from nucleus.cli.prompt import Prompt, open_terminal  # only where somebody sits
+
+    terminal = open_terminal()
+    return None if terminal < 0 else Prompt(launcher.attach_approver(), terminal)
+
+
+def _ask_gate(launcher: Launcher, pod: Pod, operation: dict[str, Any], prompt: Prompt | None) -> dict[str, Any]:
+    """Send the operation, serve the prompt while it runs, return the reply object."""
+    if prompt is not None:
+        prompt.pod = pod.name
+    pod.gate.sendall(wire.encode({"id": 1, "operation": operation}))
+    reader = wire.Reader()
+    while True:
+        poll = select.poll()
+        for fd in (pod.gate.fileno(), launcher.fileno(), *(prompt.fds() if prompt is not None else ())):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll()}
+        if pod.gate.fileno() in ready:
+            reply = _reply(pod, reader)
+            if reply is not None:
+                return reply
+        elif launcher.fileno() in ready:
+            for event in launcher.events(wait=True):
+                if event.get("event") == "pod_failed":
+                    raise failed(event)
+        if prompt is not None:
+            prompt.serve(ready)
+
+
+def _reply(pod: Pod, reader: wire.Reader) -> dict[str, Any] | None:
+    from nucleus.pod.packets import checked
+
+    try:
+        data = pod.gate.recv(262_144)
+        reader.feed(data)
+        frame = reader.take()
+    except (OSError, ValueError) as error:
+        raise _lost(f": {error}") from error
+    if frame is None:
+        if not data:
+            raise _lost("")
+        return None
+    reply = frame[0].get("reply")
+    if isinstance(reply, dict):
+        return reply
+    checked(frame[0])  # raises what the gate reported
+    raise _lost(": its answer is no reply")
+
+
+def _lost(more: str) -> Exception:
+    from nucleus.errors import SandboxError
+
+    return SandboxError(
+        f"the gate closed before it answered{more}",
+        rule="gate.gone",
+        next_step="`nucleus audit` shows whether the command ran.",
+    )
+
+
+def _report(reply: dict[str, Any], as_json: bool) -> int:
+    """Write the reply; return the exit code."""
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(reply, sort_keys=True) + "\n")
+        sys.stdout.flush()
+    if reply.get("status") != "ok":
+        return _refused(reply, as_json)
+    result = reply.get("result") or {}
+    if not as_json:
+        write_all(1, _bytes(result, "stdout"))
+        write_all(2, _bytes(result, "stderr"))
+        for name in ("stdout", "stderr"):
+            if result.get(f"{name}_truncated"):
+                sys.stderr.write(f"nucleus: {name} was truncated\n")
+        if result.get("timed_out"):
+            sys.stderr.write("nucleus: the command ran into its deadline and was killed\n")
+    code, number = result.get("exit_code"), result.get("signal")
+    if isinstance(number, int) and number:
+        return 128 + number
+    return code if isinstance(code, int) else 1
+
+
+def _refused(reply: dict[str, Any], as_json: bool) -> int:
+    from nucleus.errors import by_code
+
+    family = by_code(str(reply.get("kind", "")))
+    if as_json:
+        return family.exit_code
+    detail, rule = str(reply.get("detail") or ""), str(reply.get("rule") or "")
+    raise family(
+        str(reply.get("error") or "refused"),
+        rule=f"{rule} ({detail})" if detail else rule,
+        next_step=str(reply.get("next_step") or ""),
+    )
+
+
+def _bytes(result: dict[str, Any], name: str) -> bytes:
+    text = str(result.get(name) or "")
+    if result.get("encoding") == "base64":
+        import binascii
+
+        return binascii.a2b_base64(text)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte to a descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

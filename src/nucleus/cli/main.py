@@ -1,0 +1,135 @@
+"""`nucleus`: finds the verb, runs it, and is the one place where the program's exit code is made.
+
+Promises: `nucleus --version` and `--help` import nothing but this file; a verb imports its own file and no other's.
+Exit codes: 0 ok, the command's or agent's own, 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
+6 sandbox unavailable, 130 interrupted, 141 our output's reader went away. Errors go to standard error with code,
+message, the rule that fired and the next step.
+Does not: parse a verb's own options.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nucleus import __version__
+
+TYPE_CHECKING = False  # what mypy reads as true; importing typing costs 4 ms of a 10 ms budget
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = """\
+usage: nucleus [--no-helper] VERB ...
+
+  exec       run one command in a fresh pod, through the gate
+  run        run an agent in a fresh pod; it reaches the workspace only through the gate
+  approvals  list, show, answer or watch approval requests
+  policy     list, show, check, explain or compare policies
+  audit      verify or read the audit log (also: nucleus-audit)
+  doctor     what isolation this machine gives, and what is missing
+  helper     status or stop of the resident helper
+  help       this text; `nucleus VERB --help` for a verb
+
+  --no-helper   use no resident helper (also: NUCLEUS_NO_HELPER=1)
+  --version     print the version
+
+exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
+            6 sandbox unavailable
+"""
+VERBS = ("exec", "run", "approvals", "policy", "audit", "doctor", "helper")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own); return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _forget_output()
+        return 141
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the person gets lines and a code, not a traceback
+        return _failed(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    no_helper = os.environ.get("NUCLEUS_NO_HELPER", "") not in ("", "0")
+    while arguments and arguments[0].startswith("-"):
+        flag = arguments.pop(0)
+        if flag in ("--version", "-V"):
+            print(f"nucleus {__version__}")
+            return 0
+        if flag in ("--help", "-h"):
+            arguments = ["help"]
+        elif flag == "--no-helper":
+            no_helper = True
+        else:
+            return _usage(f"unknown option {flag[:100]!r}")
+    if not arguments:
+        return _usage("no verb")
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "help":
+        if rest and rest[0] in VERBS:
+            return _run(rest[0], ["--help"], no_helper)
+        print(USAGE, end="")
+        return 0
+    if verb not in VERBS:
+        return _usage(f"unknown verb {verb[:100]!r}")
+    return _run(verb, rest, no_helper)
+
+
+def _run(verb: str, rest: list[str], no_helper: bool) -> int:
+    # For the verbs of other rooms, and whoever opens a builder further down.
+    if no_helper:
+        os.environ["NUCLEUS_NO_HELPER"] = "1"
+    import importlib
+
+    return int(importlib.import_module(f"nucleus.cli.{verb}").main(rest))
+
+
+def _usage(problem: str) -> int:
+    sys.stderr.write(f"invalid_request: {problem}\n  next: `nucleus help` lists the verbs\n")
+    return 2
+
+
+def _failed(error: Exception) -> int:
+    from nucleus.errors import NucleusError
+
+    if isinstance(error, NucleusError):
+        sys.stderr.write(printable(error.diagnostics()) + "\n")
+        return error.exit_code
+    if os.environ.get("NUCLEUS_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    next_step = "run it again with NUCLEUS_DEBUG=1 for the traceback"
+    sys.stderr.write(printable(f"internal_error: {type(error).__name__}: {error}\n  next: {next_step}") + "\n")
+    return 1
+
+
+def printable(text: str) -> str:
+    """Text of foreign origin for a terminal: control and bidirectional characters are escaped, newlines kept."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c == "\n" or (c.isprintable() and not _tricky(c)) else _escaped(c) for c in text)
+
+
+def _tricky(char: str) -> bool:
+    # Bidirectional controls and zero-width characters; most are not printable to Python already.
+    return "\u200b" <= char <= "\u200f" or "\u202a" <= char <= "\u202e" or "\u2060" <= char <= "\u206f"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def _forget_output() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not complain."""
+    null = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Approval requests of one pod, asked on the launcher's own terminal. Used only where the agent cannot reach it.
+
+Numbered steps of one question:
+ 1. only requests of our own pod; others wait for their own approver;
+ 2. what was typed before the question is thrown away: nobody says yes to what they have not seen;
+ 3. foreign text is escaped, however it came;
+ 4. anything but a plain yes is a no; the end of the terminal is the end of the approver, which is a no.
+Does not: hold or see a token; the authority keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import termios
+
+from nucleus.cli.main import printable
+from nucleus.sdk import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LINE = 1024  # bytes of an answer
+
+
+def open_terminal() -> int:
+    """Our controlling terminal, or -1 when there is none."""
+    try:
+        return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+class Prompt:
+    """A watching approver.
+
+    Args:
+        channel: to the authority, role approver; owned.
+        terminal: a tty; owned.
+    """
+
+    def __init__(self, channel: socket.socket, terminal: int) -> None:
+        self.pod = ""
+        self._channel = channel
+        self._terminal = terminal
+        self._reader = wire.Reader()
+        self._queue: list[dict[str, Any]] = []
+        self._asking: dict[str, Any] | None = None
+        self._number = 1
+        channel.sendall(wire.encode({"id": 1, "op": "watch"}))
+
+    @property
+    def busy(self) -> bool:
+        """A question is on the terminal."""
+        return self._asking is not None
+
+    def fds(self) -> list[int]:
+        """What to poll for."""
+        fds = [self._channel.fileno()] if self._channel.fileno() >= 0 else []
+        return [*fds, self._terminal] if self._asking is not None else fds
+
+    def serve(self, ready: set[int]) -> None:
+        """Act on what poll found."""
+        if self._channel.fileno() in ready:
+            self._receive()
+        if self._asking is not None and self._terminal in ready:
+            self._answered()
+        if self._asking is None and self._queue and self.pod:
+            self._ask(self._queue.pop(0))
+
+    def close(self) -> None:
+        """Stop being an approver."""
+        self._channel.close()
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
+
+    def _receive(self) -> None:
+        try:
+            data = self._channel.recv(262_144)
+            self._reader.feed(data)
+            while (frame := self._reader.take()) is not None:
+                self._event(frame[0])
+        except (OSError, ValueError):
+            data = b""
+        if not data:
+            self._channel.close()
+            self._queue.clear()
+            if self._asking is not None:
+                self._say("nucleus: the authority is gone; nothing was approved\n")
+                self._asking = None
+
+    def _event(self, header: dict[str, Any]) -> None:
+        kind, request = header.get("event"), header.get("request")
+        if kind == "request" and (header.get("pod") or _part(header, "pod")) == self.pod:  # 1
+            if len(self._queue) < 64:
+                self._queue.append(header)
+        elif kind == "resolved":
+            self._queue = [item for item in self._queue if _name(item) != _name(header)]
+            if self._asking is not None and _name(self._asking) == _name(header):
+                self._say("\nnucleus: answered elsewhere, or expired\n")
+                self._asking = None
+        del request
+
+    def _ask(self, header: dict[str, Any]) -> None:
+        self._asking = header
+        termios.tcflush(self._terminal, termios.TCIFLUSH)  # 2
+        lines = header.get("display") or _part(header, "display") or []
+        reason = header.get("reason") or _part(header, "reason") or ""
+        shown = [str(line) for line in lines] if isinstance(lines, list) else []
+        text = "\n".join(["", f"nucleus: approval needed: {reason}", *(f"  {line}" for line in shown)])
+        self._say(text + "\nallow this once? [y/N] ")
+
+    def _answered(self) -> None:
+        try:
+            answer = os.read(self._terminal, _LINE)
+        except OSError:
+            answer = b""
+        asked, self._asking = self._asking, None
+        assert asked is not None
+        yes = answer.strip().lower() in (b"y", b"yes")  # 4
+        self._number += 1
+        message = {
+            "id": self._number,
+            "op": "approve" if yes else "deny",
+            "request": _name(asked),
+            "reason": "answered at the launcher's terminal",
+        }
+        try:
+            self._channel.sendall(wire.encode(message))
+        except OSError:
+            self._say("nucleus: the authority is gone; nothing was approved\n")
+        if not answer:
+            self._channel.close()
+
+    def _say(self, text: str) -> None:
+        try:
+            os.write(self._terminal, printable(text).encode("utf-8", "backslashreplace"))  # 3
+        except OSError:
+            return
+
+
+def _part(header: dict[str, Any], name: str) -> Any:
+    """A field of the request's object, where the event carries one."""
+    request = header.get("request")
+    return request.get(name) if isinstance(request, dict) else None
+
+
+def _name(header: dict[str, Any]) -> str:
+    """The request's id, from the event or from the object in it."""
+    request = header.get("request")
+    if isinstance(request, dict):
+        request = request.get("request") or request.get("id")
+    return str(request or "")

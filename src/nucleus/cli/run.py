@@ -1,0 +1,244 @@
+"""`nucleus run`: an agent in a fresh pod. It reaches the workspace through the gate alone, and us by its stdio.
+
+Numbered steps that keep the agent from the person's terminal (DESIGN section 2):
+ 1. With a terminal on both sides the agent gets a fresh pty made in the pod, and owns the screen; approvals are then
+    asked elsewhere, and the start says where.
+ 2. Otherwise it gets three fresh pipes, never our own descriptors: a shared terminal, or a log file that can be opened
+    again for writing through /proc, would be a way out.
+ 3. With pipes, questions are asked on our controlling terminal; what the agent prints there is free of control
+    sequences, and is held back while a question is open.
+The terminal is restored on every exit. Does not: decide, or answer for the person.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from nucleus.cli import report
+from nucleus.cli.exec import approvals, is_utf8, pod_spec
+from nucleus.cli.launcher import Launcher, Pod, failed, open_workspace
+from nucleus.cli.main import printable
+from nucleus.cli.options import FLAG, MANY, ONE, invalid, parse
+from nucleus.cli.terminal import Ended, Plain, Pump, Raw, Screen, size
+from nucleus.errors import NucleusError
+from nucleus.pod.runtime import state_dir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nucleus.cli.prompt import Prompt
+
+USAGE = """\
+usage: nucleus run [options] -- AGENT [ARGUMENT...]
+
+  --profile NAME       a bundled or installed policy (default: restrictive)
+  --policy FILE        a policy file
+  --workdir DIR        the workspace (default: the current directory)
+  --share-workspace    show the agent a filtered view of the workspace (reads then are not mediated)
+  --trust-workspace    the workspace's content is not untrusted input
+  --toolchain DIR      show DIR read-only in the pod (repeatable)
+  --task TEXT          the person's own words for the task
+  --approvals WHERE    auto: ask on this terminal where the agent cannot reach it; none: do not
+  --namespace NAME     the pod's namespace (default: default)
+  --json               print the closing summary as JSON (on standard error)
+"""
+OPTIONS = {
+    "profile": ONE,
+    "policy": ONE,
+    "workdir": ONE,
+    "share-workspace": FLAG,
+    "trust-workspace": FLAG,
+    "toolchain": MANY,
+    "task": ONE,
+    "approvals": ONE,
+    "namespace": ONE,
+    "json": FLAG,
+    "help": FLAG,
+}
+HINT = "nucleus: the agent owns this terminal; answer approvals in another one: nucleus approvals watch\n"
+DRAIN_S = 2.0  # how long output may still come after the agent's end
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; return the agent's exit code. Raises NucleusError."""
+    options, agent = parse(argv, OPTIONS)
+    if options["help"]:
+        sys.stdout.write(USAGE)
+        return 0
+    if not agent:
+        raise invalid("no agent")
+    if not all(map(is_utf8, (*agent, options["task"]))):
+        raise invalid("an argument is not UTF-8")
+    ask = approvals(options)
+    spec = pod_spec(options) | {"task": options["task"], "share_workspace": options["share-workspace"]}
+    workspace, spec["workdir"] = open_workspace(options["workdir"])
+    pty = os.isatty(0) and os.isatty(1)
+    rows, columns = size(0)
+    stdio = "pty" if pty else "pipes"
+    spec["agent"] = {"argv": agent, "env": {}, "stdio": stdio, "rows": rows, "cols": columns}
+    offset = report.position(state_dir())
+    with Launcher.open() as launcher:
+        try:
+            code, pod = (_with_pty if pty else _with_pipes)(launcher, spec, workspace, ask)
+        finally:
+            os.close(workspace)
+        _close(launcher, pod)
+    summary = report.summarize(state_dir(), offset, pod.name)
+    summary.isolation, summary.exit_code = pod.isolation, code
+    _print(summary, options["json"])
+    return code
+
+
+def _print(summary: report.Summary, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        sys.stderr.write(json.dumps(summary.as_dict()) + "\n")
+    else:
+        sys.stderr.write(printable(summary.lines()))
+
+
+def _close(launcher: Launcher, pod: Pod) -> None:
+    """End the pod, so that its last record is in the log before we count."""
+    try:
+        launcher.call("close_pod", pod=pod.name)
+    except NucleusError:
+        pass  # it is gone already; the log says how
+
+
+def _with_pty(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool) -> tuple[int, Pod]:
+    """Step 1."""
+    pod = launcher.create_pod(spec, (workspace,))
+    screen = Screen()
+    try:
+        if ask:
+            sys.stderr.write(HINT)
+        os.set_blocking(pod.pty, False)
+        pumps = [Pump(0, pod.pty), Pump(pod.pty, 1, screen)]
+        with Raw(0, pod.pty):
+            try:
+                return _Session(launcher, pod, pumps, pumps[1:], None).run(), pod
+            finally:
+                _write_quietly(1, screen.reset())
+    except Ended as ended:
+        return 128 + ended.number, pod
+    finally:
+        pod.close()
+
+
+def _with_pipes(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool) -> tuple[int, Pod]:
+    """Steps 2 and 3."""
+    agent_in, our_in = os.pipe2(os.O_CLOEXEC)
+    our_out, agent_out = os.pipe2(os.O_CLOEXEC)
+    our_err, agent_err = os.pipe2(os.O_CLOEXEC)
+    pumps = [
+        Pump(0, our_in, close_sink=True),
+        Pump(our_out, 1, Plain() if os.isatty(1) else None, close_source=True),
+        Pump(our_err, 2, Plain() if os.isatty(2) else None, close_source=True),
+    ]
+    prompt: Prompt | None = None
+    try:
+        os.set_blocking(our_in, False)
+        try:
+            prompt = _prompt(launcher) if ask else None
+            pod = launcher.create_pod(spec, (workspace, agent_in, agent_out, agent_err))
+        finally:
+            for fd in (agent_in, agent_out, agent_err):
+                os.close(fd)
+        if prompt is not None:
+            prompt.pod = pod.name
+        try:
+            return _Session(launcher, pod, pumps, pumps[1:], prompt).run(), pod
+        finally:
+            pod.close()
+    finally:
+        for pump in pumps:
+            pump.close()
+        if prompt is not None:
+            prompt.close()
+
+
+def _prompt(launcher: Launcher) -> Prompt | None:
+    """A prompt on our controlling terminal, when there is one and the agent's input does not come from it."""
+    if os.isatty(0):
+        return None
+    from nucleus.cli.prompt import Prompt, open_terminal
+
+    terminal = open_terminal()
+    return None if terminal < 0 else Prompt(launcher.attach_approver(), terminal)
+
+
+def _write_quietly(fd: int, data: bytes) -> None:
+    try:
+        os.write(fd, data)
+    except OSError:
+        return
+
+
+class _Session:
+    """The loop of a running agent: bytes both ways, events, questions.
+
+    Args:
+        outputs: the pumps that are drained after the agent's end.
+    """
+
+    def __init__(
+        self, launcher: Launcher, pod: Pod, pumps: list[Pump], outputs: list[Pump], prompt: Prompt | None
+    ) -> None:
+        self._launcher = launcher
+        self._pod = pod
+        self._pumps = pumps
+        self._outputs = outputs
+        self._prompt = prompt
+        self._exit: int | None = None
+        self._deadline = 0.0
+
+    def run(self) -> int:
+        """Until the agent has ended and its output is written; the exit code. Raises NucleusError."""
+        self._events(self._launcher.events())
+        while self._exit is None or not all(pump.done for pump in self._outputs):
+            timeout = None if self._exit is None else self._deadline - time.monotonic()
+            if timeout is not None and timeout <= 0:
+                break
+            ready = self._poll(timeout)
+            if self._launcher.fileno() in ready:
+                self._events(self._launcher.events(wait=True))
+            for pump in self._active():
+                pump.serve(ready)
+            if self._prompt is not None:
+                self._prompt.serve(set(ready))
+        return self._exit if self._exit is not None else 1
+
+    def _active(self) -> list[Pump]:
+        """The pumps that may move now: step 3 holds the agent's output while a question is open."""
+        held = self._outputs if self._prompt is not None and self._prompt.busy else []
+        return [pump for pump in self._pumps if not pump.done and pump not in held]
+
+    def _poll(self, timeout: float | None) -> dict[int, int]:
+        masks = {self._launcher.fileno(): select.POLLIN}
+        for fd, mask in (pump.interests() for pump in self._active()):
+            masks[fd] = masks.get(fd, 0) | mask
+        for fd in self._prompt.fds() if self._prompt is not None else ():
+            masks[fd] = select.POLLIN
+        poll = select.poll()
+        for fd, mask in masks.items():
+            poll.register(fd, mask)
+        return dict(poll.poll(None if timeout is None else max(1, int(timeout * 1000))))
+
+    def _events(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            if event.get("pod") != self._pod.name:
+                continue
+            if event.get("event") == "pod_failed":
+                raise failed(event)
+            if event.get("event") == "agent_exit":
+                code, number = event.get("code"), event.get("signal")
+                if isinstance(number, int) and number:
+                    self._exit = 128 + number
+                else:
+                    self._exit = code if isinstance(code, int) else 1
+                self._deadline = time.monotonic() + DRAIN_S
