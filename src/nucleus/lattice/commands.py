@@ -1,0 +1,400 @@
+"""What one argv list really runs, as far as its words say.
+
+Promises: works on words, never on a joined string; known wrappers are unwrapped (`env`, `nice`, `timeout`, `xargs`,
+`find -exec`, `git -C`), so that `env git -C x push` is a push; every way of leaving a known program's job that we know
+of sets a flag, and a flagged command is never low risk. Everything unknown is flagged or unlisted, so it asks.
+Relies on: executing exactly the argv that was analysed.
+Does not: look inside scripts or follow what a program does once it runs (isolation does), or resolve PATH (the work
+compartment's PATH holds system directories only). Shell strings are scanned for words only to deny more, never to
+allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nucleus.lattice import tables as t
+from nucleus.validate.paths import collapse
+
+_DEPTH = 8
+_SEPARATORS = str.maketrans(dict.fromkeys(";&|()<>$`\"'{}\n\r\t=!\\", " "))
+_SCANNED_WORDS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One program that the command runs: resolved name and its words; for git, `args` starts with the subcommand."""
+
+    program: str
+    args: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Command:
+    """The analysis.
+
+    Args:
+        layers: outermost first; the last one does the work. A shell string adds every program that it could name.
+        flags: why the command cannot be low risk, in words for a person; empty for a plain one.
+        runs_code: an interpreter's name where one runs code or a script, else "".
+        requires: capabilities needed besides run_bash.
+        paths: workspace paths named by the words (normalized, relative).
+        weak: those of them that may be no path at all (`pkg.module`, `1.5`): block lists count, allow lists do not.
+        written: those of them that the command would change.
+        urls: words that are URLs.
+        plain: the argv that decides listing: the innermost layer when only transparent wrappers stand before it.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    runs_code: str = ""
+    requires: set[str] = field(default_factory=set)
+    paths: list[str] = field(default_factory=list)
+    weak: set[str] = field(default_factory=set)
+    written: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    plain: Layer = Layer("", ())
+
+
+def analyse(argv: tuple[str, ...], cwd: str = ".") -> Command:
+    """Analyse a validated argv that would run in directory `cwd` (normalized, relative)."""
+    command = Command()
+    _analyse(command, list(argv), cwd, 0)
+    command.plain = command.layers[-1] if not command.flags and command.layers else _outermost(command, argv)
+    return command
+
+
+def resolve_program(word: str) -> str:
+    """The name that rules speak of: a system program's bare name, any other path as it is written."""
+    directory, slash, name = word.rpartition("/")
+    return name if not slash or directory in t.SYSTEM_DIRECTORIES else word
+
+
+def _outermost(command: Command, argv: tuple[str, ...]) -> Layer:
+    return command.layers[0] if command.layers else Layer(argv[0] if argv else "", argv[1:])
+
+
+def _analyse(command: Command, argv: list[str], cwd: str, depth: int) -> None:
+    if not argv or not argv[0]:
+        command.flags.append("a wrapper without a command")
+        return
+    if depth > _DEPTH:
+        command.flags.append("too many wrappers")
+        return
+    program, args = resolve_program(argv[0]), argv[1:]
+    if "/" in program:
+        command.flags.append(f"{program!r} is not a system program")
+        _note_path(command, program, cwd)
+    family = _family(program)
+    if program == "git" or program.startswith("git-"):
+        _git(command, [program.removeprefix("git-"), *args] if program != "git" else args, cwd)
+        return
+    command.layers.append(Layer(program, tuple(args)))
+    if program == "env":
+        _env(command, args, cwd, depth)
+        return
+    for table, flagged in ((t.TRANSPARENT, False), (t.OPAQUE_WRAPPERS, True)):
+        if program in table:
+            values, operands = table[program]
+            if flagged:
+                command.flags.append(f"{program} runs another command")
+            _unwrap(command, args, values, operands, cwd, depth)
+            return
+    if program in t.SHELLS:
+        _shell(command, program, args, cwd, depth)
+        return
+    if family in t.INTERPRETERS:
+        _interpreter(command, program, family, args, cwd)
+    _options(command, program, args, cwd, depth)
+    _needs(command, program, args)
+    _words(command, program, args, cwd)
+
+
+def _family(program: str) -> str:
+    """`python3.11` is `python3`'s family `python`; others are their own."""
+    stem = program.rstrip("0123456789.")
+    if stem in ("python", "pypy"):
+        return "python"
+    if stem in ("perl", "ruby", "lua", "php") or program == "nodejs":
+        return "node" if program == "nodejs" else stem
+    return program
+
+
+# --- wrappers ---
+
+
+def _unwrap(command: Command, args: list[str], values: frozenset[str], operands: int, cwd: str, depth: int) -> None:
+    """Find the inner argv after the wrapper's own options and `operands` words."""
+    at = 0
+    while at < len(args) and args[at].startswith("-") and args[at] != "-":
+        if args[at] == "--":
+            at += 1
+            break
+        at += 2 if args[at] in values else 1
+    at += operands
+    if at >= len(args):
+        return  # the wrapper alone does nothing of its own
+    _analyse(command, args[at:], cwd, depth + 1)
+
+
+def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
+    at = 0
+    while at < len(args):
+        word = args[at]
+        if word in ("-S", "--split-string") or word.startswith(("-S", "--split-string=", "-vS")):
+            command.flags.append("env -S splits a string")
+            _scan_shell(command, " ".join(args[at:]), cwd, depth)
+            return
+        if word in ("-C", "--chdir") or word.startswith("--chdir="):
+            inside = collapse(f"{cwd}/{word.partition('=')[2] or ''.join(args[at + 1 : at + 2])}")
+            cwd = inside or cwd
+            if inside is None:
+                command.flags.append("env changes to a directory outside the workspace")
+            at += 1 if "=" in word else 2
+        elif word in ("-u", "--unset"):
+            at += 2
+        elif word == "--":
+            at += 1
+            break
+        elif word.startswith("-"):
+            at += 1
+        elif "=" in word:
+            name = word.partition("=")[0]
+            if name in t.LOADER_VARIABLES or name.startswith(t.LOADER_PREFIXES):
+                command.flags.append(f"sets {name}, which can load other code")
+            _note_value(command, word.partition("=")[2], cwd)
+            at += 1
+        else:
+            break
+    if at < len(args):
+        _analyse(command, args[at:], cwd, depth + 1)
+
+
+def _shell(command: Command, program: str, args: list[str], cwd: str, depth: int) -> None:
+    """A shell string cannot be decided by its words: it asks, and is scanned to deny what it names."""
+    string = any(word.startswith("-") and not word.startswith("--") and "c" in word for word in args)
+    script = next((word for word in args if not word.startswith("-")), "")
+    if string or not script or program == "busybox":
+        command.flags.append(f"{program} runs a string or its input")
+        if program == "busybox" and args:
+            _analyse(command, args, cwd, depth + 1)
+    else:
+        command.runs_code = program
+    _scan_shell(command, " ".join(args) if string else "", cwd, depth)
+    _words(command, program, args, cwd)
+
+
+def _scan_shell(command: Command, text: str, cwd: str, depth: int) -> None:
+    """Every word of `text` could begin a command: add what each would need, for denial only."""
+    words = text.translate(_SEPARATORS).split()
+    if len(words) > _SCANNED_WORDS:
+        command.flags.append("a long shell string")
+        words = words[:_SCANNED_WORDS]
+    for index, word in enumerate(words):
+        program = resolve_program(word)
+        if program == "git" or program.startswith("git-"):
+            rest = words[index + 1 : index + 12]
+            _git(command, [program.removeprefix("git-"), *rest] if program != "git" else rest, cwd)
+        elif program in t.NETWORK or program in t.INTERPRETERS or program in t.SHELLS or program in t.OPAQUE_WRAPPERS:
+            command.layers.append(Layer(program, tuple(words[index + 1 : index + 12])))
+            _needs(command, program, words[index + 1 : index + 12])
+        elif "-" in program or program.isalnum() or "_" in program:
+            command.layers.append(Layer(program, tuple(words[index + 1 : index + 12])))
+        if "." in word or "/" in word:
+            _note_value(command, word, cwd)
+
+
+def _interpreter(command: Command, program: str, family: str, args: list[str], cwd: str) -> None:
+    """Any use but asking for the version runs code."""
+    if args in (["--version"], ["-V"], ["-v"], ["--help"], ["-h"]) and family != "java":
+        return
+    command.runs_code = program
+    options = t.CODE_OPTIONS.get(family, ())
+    short = tuple(option for option in options if len(option) == 2)
+    for index, word in enumerate(args):
+        if word in options or (word.startswith("-") and not word.startswith("--") and word.endswith(short or ("\0",))):
+            code = "".join(args[index + 1 : index + 2])
+            # A file that the code names in quotes is as good as an argument.
+            for piece in code.replace('"', "'").split("'")[1 : 2 * _SCANNED_WORDS : 2]:
+                if "." in piece or "/" in piece:
+                    _note_value(command, piece, cwd)
+
+
+# --- options, requirements, words ---
+
+
+def _options(command: Command, program: str, args: list[str], cwd: str, depth: int) -> None:
+    if program in t.ESCAPING:
+        command.flags.append(f"{program} can run other commands")
+    for word in args:
+        for option in t.ESCAPE_OPTIONS.get(program, ()):
+            glued = len(option) == 2 and option[0] == "-" and word.startswith(option)
+            if word == option or word.startswith(f"{option}=") or glued or (option[0] != "-" and option in word):
+                command.flags.append(f"{program} {option} runs or removes more than it says")
+    if program in ("find", "fd"):
+        for index, word in enumerate(args):
+            if word in ("-exec", "-execdir", "-ok", "-okdir", "-x", "-X", "--exec", "--exec-batch"):
+                _analyse(command, args[index + 1 :], cwd, depth + 1)
+    if program == "sed" and _sed_escapes(args):
+        command.flags.append("sed can run a command or write a file here")
+    if program in ("awk", "gawk", "mawk", "nawk") and any(
+        mark in word for word in args for mark in ("system", "|", "getline", ">", "-f", "@load", "-l", "-i")
+    ):
+        command.flags.append("awk can run a command or write a file here")
+    if program == "tar" and any(word.startswith("-") and not word.startswith("--") and "I" in word for word in args):
+        command.flags.append("tar -I runs a program")
+
+
+def _sed_escapes(args: list[str]) -> bool:
+    """`e`, `w`, `W`, the flags of `s///`, and scripts from a file."""
+    for word in args:
+        if word in ("-f", "--file") or word.startswith("--file="):
+            return True
+        if not word.startswith("-"):
+            plain = word.strip()
+            if (
+                plain[:1] in ("e", "w", "W")
+                or plain[-1:] in ("e", "w", "W")
+                or any(
+                    mark in plain
+                    for mark in (" e ", " w ", ";e", ";w", "\ne", "\nw", "/w ", "/e;", "/e ", "ge", "{e", "{w")
+                )
+            ):
+                return not plain.isalnum() or len(plain) == 1
+    return False
+
+
+def _needs(command: Command, program: str, args: list[str]) -> None:
+    operands = [word for word in args if not word.startswith("-")]
+    if program in ("gh", "glab", "hub"):
+        pull = operands[:2] in (["pr", "create"], ["pr", "new"], ["mr", "create"], ["mr", "new"])
+        pull = pull or operands[:1] == ["pull-request"]
+        # `gh -R owner/repo pr create`: the words count wherever they stand.
+        pull = pull or ({"create", "new"} & set(operands) and {"pr", "mr"} & set(operands)) != set()
+        command.requires.add("create_pr" if pull else "web_fetch")
+        if "push" in operands or operands[:1] == ["repo"] or operands[:1] == ["api"]:
+            command.requires |= {"git_push", "web_fetch"}
+    elif program in t.NETWORK or set(operands[:2]) & t.NETWORK_SUBCOMMANDS.get(program, frozenset()):
+        command.requires.add("web_fetch")
+    if program in t.WRITERS or (program == "sed" and any(w.startswith(("-i", "--in-place")) for w in args)):
+        command.requires.add("write_files")
+
+
+def _words(command: Command, program: str, args: list[str], cwd: str) -> None:
+    """Which paths and URLs do the words name?"""
+    writes = program in t.WRITERS or (program == "sed" and any(w.startswith(("-i", "--in-place")) for w in args))
+    expression = program in t.EXPRESSION_FIRST and not any(w in ("-e", "-f", "--regexp", "--file") for w in args)
+    for index, word in enumerate(args):
+        if not word.startswith("-") and expression:
+            expression = False
+            continue
+        if index and program in t.EXPRESSION_FIRST and args[index - 1] in ("-e", "--regexp"):
+            continue
+        if "://" in word:
+            command.urls.append(word[word.find("http") if "http" in word else 0 :])
+            continue
+        bare = program in t.READERS
+        before = len(command.paths)
+        _note_value(command, word, cwd, bare=bare)
+        if writes:
+            command.written += command.paths[before:]
+
+
+def _note_value(command: Command, word: str, cwd: str, *, bare: bool = False) -> None:
+    """Note every reading of `word` as a path: `x`, `--file=x`, `-fx`, `@x`, `REV:x`, `a,b`."""
+    candidates = {word}
+    if word.startswith("-"):
+        candidates = {word[2:]} if not word.startswith("--") and len(word) > 2 else set()
+    if "=" in word:
+        candidates.add(word.rpartition("=")[2])
+        candidates.add(word.partition("=")[2])
+    for text in tuple(candidates):
+        for mark in (":", ",", "@"):
+            if mark in text:
+                candidates.update(text.split(mark))
+    for text in candidates:
+        text = text.strip("\"'")
+        if text and (bare or "." in text or "/" in text):
+            _note_path(command, text, cwd, weak=not bare and "/" not in text)
+
+
+def _note_path(command: Command, text: str, cwd: str, *, weak: bool = False) -> None:
+    if len(text) > 4096 or "\0" in text:
+        return
+    inside = collapse(text if text.startswith("/") else f"{cwd}/{text}")
+    if inside is not None and inside != ".":
+        command.paths.append(inside)
+        if weak:
+            command.weak.add(inside)
+
+
+# --- git ---
+
+
+def _git(command: Command, args: list[str], cwd: str) -> None:
+    at = 0
+    while at < len(args) and args[at].startswith("-"):
+        option, equals, value = args[at].partition("=")
+        if option in t.GIT_ESCAPES:
+            command.flags.append(f"git {option} changes what git runs or reads")
+        if option == "-C":
+            inside = collapse(f"{cwd}/{''.join(args[at + 1 : at + 2])}")
+            cwd = inside or cwd
+            if inside is None:
+                command.flags.append("git -C leads out of the workspace")
+        elif len(option) > 2 and option.startswith(("-c", "-C")) and not option.startswith("--"):
+            command.flags.append("git with glued options")
+        _note_value(command, value, cwd)
+        at += 2 if option in t.GIT_VALUE_OPTIONS and not equals else 1
+    sub = args[at] if at < len(args) else ""
+    rest = args[at + 1 :]
+    command.layers.append(Layer("git", (sub, *rest) if sub else ()))
+    _git_subcommand(command, sub, rest)
+    _words(command, "git", _git_words(sub, rest), cwd)
+    if sub in ("rm", "mv", "checkout", "restore", "clean", "init"):
+        command.requires.add("write_files")
+        command.written += [path for path in command.paths if path not in command.written]
+
+
+def _git_words(sub: str, rest: list[str]) -> list[str]:
+    """`rest` without messages and without the expression of `git grep`: they name no file."""
+    expression = next((word for word in rest if not word.startswith("-")), "") if sub == "grep" else None
+    out = []
+    for index, word in enumerate(rest):
+        message = index > 0 and rest[index - 1] in (
+            "-m",
+            "--message",
+            "-am",
+            "--author",
+            "--date",
+            "-S",
+            "-G",
+            "--grep",
+        )
+        if not message and word != expression:
+            out.append(word)
+    return out
+
+
+def _git_subcommand(command: Command, sub: str, rest: list[str]) -> None:
+    if sub in t.GIT_PUSHES or (sub in ("subtree", "lfs", "annex") and "push" in rest):
+        command.requires.add("git_push")
+    if sub in t.GIT_COMMITS or (sub == "subtree" and "push" not in rest) or (sub == "stash" and rest[:1] == ["create"]):
+        command.requires.add("git_commit")
+    if sub in t.GIT_NETWORK or (sub == "remote" and rest[:1] in (["update"], ["show"], ["prune"])):
+        command.requires.add("web_fetch")
+    if sub == "submodule" or (sub == "archive" and any(word.startswith("--remote") for word in rest)):
+        command.requires.add("web_fetch")
+    for word in rest:
+        option = word.partition("=")[0]
+        if option in t.GIT_SUBCOMMAND_ESCAPES or (sub == "grep" and word.startswith("-O")):
+            command.flags.append(f"git {sub} {option} can run a program or write elsewhere")
+    known = sub in t.GIT_UNATTENDED or sub in t.GIT_COMMITS or sub in t.GIT_NETWORK or sub in t.GIT_PUSHES
+    if sub and not known:
+        # An unknown word may be an alias, and an alias may be a shell command; cat-file, archive, bundle and
+        # fast-export print whole histories, blocked files included.
+        command.flags.append(f"git {sub} is not on the list")
+    if sub in ("worktree", "submodule") and rest[:1] not in ([], ["list"]):
+        command.flags.append(f"git {sub} reaches beyond this tree")
+    if sub in ("init", "filter-branch", "fast-import", "svn", "daemon"):
+        command.flags.append(f"git {sub} is not ordinary work")

@@ -1,0 +1,130 @@
+"""A policy, and one decision, in plain text for a person. Pure; secrets cannot occur in either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nucleus.lattice import capability as cap
+from nucleus.lattice.paths import SENSITIVE
+from nucleus.lattice.policy import Everything, Policy
+from nucleus.model.decision import Decision
+
+_NS = 1_000_000_000
+
+
+def dollars(micro: int) -> str:
+    """Micro-dollars as dollars, at least two decimals."""
+    text = f"{micro // 1_000_000}.{micro % 1_000_000:06d}"
+    head, tail = text[:-4], text[-4:].rstrip("0")
+    return head + tail
+
+
+def duration(nanoseconds: int) -> str:
+    """Nanoseconds as the largest whole unit."""
+    seconds = nanoseconds // _NS
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _globs(globs: Iterable[str]) -> list[str]:
+    """Sorted, with the sensitive set folded back to its name."""
+    found = set(globs)
+    folded = ["@sensitive"] if found >= set(SENSITIVE) else []
+    return folded + sorted(found - set(SENSITIVE) if folded else found)
+
+
+def _conjunction(allow: Any) -> Any:
+    """An allow list for people: "everything", one list, or several that must all match."""
+    if isinstance(allow, Everything):
+        return "everything"
+    lists = [sorted(map(str, items)) for items in sorted(allow, key=lambda items: sorted(map(str, items)))]
+    return lists[0] if len(lists) == 1 else {"all_of": lists}
+
+
+def policy_data(policy: Policy) -> dict[str, Any]:
+    """The policy as plain data (for ``--json``), with what ν does to it in the worst context."""
+    normal = cap.nu(policy.capabilities)
+    window = policy.time_window
+    return {
+        "name": policy.name,
+        "description": policy.description,
+        "capabilities": {
+            name: {
+                "level": cap.LEVEL_NAMES[cap.level(policy.capabilities, name)],
+                "approve": cap.level(policy.capabilities, name) != cap.NEVER
+                and not cap.unattended(policy.capabilities, name),
+                "trifecta_asks": cap.unattended(policy.capabilities, name) and not cap.unattended(normal, name),
+            }
+            for name in cap.NAMES
+        },
+        "paths": {"allow": _conjunction(policy.paths_allow), "block": _globs(policy.paths_block)},
+        "commands": {
+            "allow": _conjunction(policy.commands_allow),
+            "ask": sorted(map(str, policy.commands_ask)),
+            "deny": sorted(map(str, policy.commands_deny)),
+        },
+        "hosts": {
+            "allow": _conjunction(policy.hosts_allow),
+            "ask": sorted(policy.hosts_ask),
+            "deny": sorted(policy.hosts_deny),
+        },
+        "budget_micro_usd": policy.budget_limit,
+        "time_window": {
+            "duration_s": window.duration_ns // _NS,
+            "not_before_s": window.not_before_ns // _NS,
+            "not_after_s": None if isinstance(window.not_after_ns, Everything) else window.not_after_ns // _NS,
+        },
+        "isolation_floor": policy.isolation_floor,
+        "trifecta": policy.trifecta,
+    }
+
+
+def explain_policy(policy: Policy) -> str:
+    """The policy as lines, most important first."""
+    data = policy_data(policy)
+    lines = [f"{policy.name}: {policy.description}".rstrip(": "), ""]
+    for name, facts in data["capabilities"].items():
+        note = (
+            "  asks (approve)"
+            if facts["approve"]
+            else "  asks in a pod with egress (trifecta)"
+            if name == "run_bash"
+            else "  asks (trifecta)"
+        )
+        lines.append(
+            f"  {name:12}  {facts['level']:8}{note if facts['approve'] or facts['trifecta_asks'] else ''}".rstrip()
+        )
+    lines.append("")
+    for title in ("paths", "commands", "hosts"):
+        for which, value in data[title].items():
+            lines.append(f"  {title}.{which}: {_inline(value)}")
+    lines += [
+        f"  budget: ${dollars(policy.budget_limit)}",
+        f"  time window: {duration(policy.time_window.duration_ns)} from the pod's start",
+        f"  isolation: {policy.isolation_floor} or stronger",
+        f"  trifecta: {policy.trifecta}",
+    ]
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return " AND ".join(f"({_inline(items)})" for items in value["all_of"])
+    if isinstance(value, str):
+        return value
+    return ", ".join(value) or "(nothing)"
+
+
+def explain_decision(decision: Decision) -> str:
+    """Verdict, rule, reason, the deciding line, what to do."""
+    lines = [f"{decision.verdict.value}: {decision.reason}", f"  rule: {decision.rule}"]
+    if decision.detail:
+        lines.append(f"  line: {decision.detail}")
+    if decision.obligations:
+        lines.append(f"  needs: {', '.join(decision.obligations)}")
+    if decision.next_step:
+        lines.append(f"  next: {decision.next_step}")
+    return "\n".join(lines)

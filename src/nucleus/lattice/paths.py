@@ -1,0 +1,246 @@
+"""Globs on workspace paths, the sensitive set, and the names that are always read-only.
+
+A glob of a policy: ``*`` and ``?`` stay inside a name, ``**`` crosses directories, ``[abc]``, ``[a-z]``, ``[!x]``; no
+escapes. Without a slash (a trailing one aside) it means a name at any depth; with one it starts at the root of the
+workspace. A glob that matches a directory matches everything below it.
+Promises: `glob_match` is our own bit-parallel automaton, linear in the path for a bounded pattern; caller's text never
+reaches ``re``. Block lists and protected names ignore case (``.ENV``).
+Does not: touch a file system.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+# Tokens of the automaton.
+_SET, _STAR, _DIRS, _DIRS_INSIDE, _GLOBSTAR = range(5)
+
+
+def glob_match(pattern: str, path: str, *, ignore_case: bool = False) -> bool:
+    """Does the whole of `path` match `pattern`? Anchored at both ends, no expansion to any depth.
+
+    Args:
+        pattern: a glob as the module describes; an unclosed ``[`` is a literal.
+        path: a normalized relative path.
+    """
+    if ignore_case:
+        pattern, path = pattern.casefold(), path.casefold()
+    return _compile(pattern).matches(path)
+
+
+class _Automaton:
+    """Shift-and over the tokens of one glob: bit i of the state is "the first i tokens have matched"."""
+
+    __slots__ = ("dirs", "dirs_inside", "final", "globstars", "literals", "sets", "stars")
+
+    def __init__(self, pattern: str) -> None:
+        self.stars = self.dirs = self.dirs_inside = self.globstars = 0
+        self.literals: dict[str, int] = {}
+        self.sets: list[tuple[int, bool, tuple[tuple[str, str], ...]]] = []
+        position = 0
+        for kind, value in _tokens(pattern):
+            bit = 1 << position
+            if kind == _STAR:
+                self.stars |= bit
+            elif kind == _GLOBSTAR:
+                self.globstars |= bit
+            elif kind == _DIRS:
+                self.dirs |= bit
+                position += 1
+                self.dirs_inside |= 1 << position
+            elif isinstance(value, str):
+                self.literals[value] = self.literals.get(value, 0) | bit
+            else:
+                self.sets.append((bit, value[0], value[1]))
+            position += 1
+        self.final = 1 << position
+
+    def _skip(self, state: int) -> int:
+        """The empty transitions: past a star, past a whole ``**/``."""
+        while True:
+            new = state | (state & (self.stars | self.globstars)) << 1 | (state & self.dirs) << 2
+            if new == state:
+                return state
+            state = new
+
+    def matches(self, path: str) -> bool:
+        state = self._skip(1)
+        for character in path:
+            slash = character == "/"
+            step = self.literals.get(character, 0)
+            if not slash:
+                for bit, negated, ranges in self.sets:
+                    if any(low <= character <= high for low, high in ranges) != negated:
+                        step |= bit
+            new = (state & step) << 1 | state & self.globstars
+            if slash:
+                new |= (state & self.dirs_inside) >> 1
+            else:
+                new |= state & (self.stars | self.dirs_inside) | (state & self.dirs) << 1
+            if not new:
+                return False
+            state = self._skip(new)
+        return bool(state & self.final)
+
+
+def _tokens(pattern: str) -> list[tuple[int, str | tuple[bool, tuple[tuple[str, str], ...]]]]:
+    out: list[tuple[int, str | tuple[bool, tuple[tuple[str, str], ...]]]] = []
+    at, size = 0, len(pattern)
+    while at < size:
+        character = pattern[at]
+        if character == "*":
+            end = at
+            while end < size and pattern[end] == "*":
+                end += 1
+            whole = end - at >= 2 and (at == 0 or pattern[at - 1] == "/")
+            if whole and end < size and pattern[end] == "/":
+                if not (out and out[-1][0] == _DIRS):
+                    out.append((_DIRS, ""))
+                end += 1
+            else:
+                out.append((_STAR if end - at == 1 else _GLOBSTAR, ""))
+            at = end
+        elif character == "?":
+            out.append((_SET, (True, ())))
+            at += 1
+        elif character == "[" and (found := _set(pattern, at)) is not None:
+            out.append((_SET, found[0]))
+            at = found[1]
+        else:
+            out.append((_SET, character))
+            at += 1
+    return out
+
+
+def _set(pattern: str, at: int) -> tuple[tuple[bool, tuple[tuple[str, str], ...]], int] | None:
+    negated = pattern[at + 1 : at + 2] in ("!", "^") and at + 1 < len(pattern)
+    start = at + 2 if negated else at + 1
+    end = pattern.find("]", start + 1)
+    if end < 0:
+        return None
+    body, ranges, i = pattern[start:end], [], 0
+    while i < len(body):
+        if i + 2 < len(body) and body[i + 1] == "-":
+            ranges.append((body[i], body[i + 2]))
+            i += 3
+        else:
+            ranges.append((body[i], body[i]))
+            i += 1
+    return (negated, tuple(ranges)), end + 1
+
+
+@lru_cache(maxsize=2048)
+def _compile(pattern: str) -> _Automaton:
+    return _Automaton(pattern)
+
+
+# --- sets of policy globs ---
+
+_SPECIAL = frozenset("*?[")
+
+
+class PathSet:
+    """A list of policy globs, compiled: which of them, if any, covers a path or a directory above it?"""
+
+    __slots__ = ("_anchored", "_fold", "_literal", "_names", "_prefix", "_prefixes", "_suffix", "_suffixes")
+
+    def __init__(self, globs: tuple[str, ...], fold: bool) -> None:
+        self._fold = fold
+        self._literal: dict[str, str] = {}
+        self._prefix: list[tuple[str, str]] = []
+        self._suffix: list[tuple[str, str]] = []
+        self._names: list[tuple[str, str]] = []
+        self._anchored: list[tuple[str, str]] = []
+        for glob in globs:
+            self._add(glob)
+        self._prefixes = tuple(text for text, _ in self._prefix)
+        self._suffixes = tuple(text for text, _ in self._suffix)
+
+    def _add(self, glob: str) -> None:
+        text = glob.casefold() if self._fold else glob
+        while text.endswith(("/", "/**")):
+            text = text.removesuffix("/**").rstrip("/")
+        text = text.removeprefix("./")
+        if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
+            text = text[3:]
+        if "/" in text or "**" in text:
+            self._anchored.append((text.lstrip("/"), glob))
+        elif not _SPECIAL & set(text):
+            self._literal.setdefault(text, glob)
+        elif not _SPECIAL & set(text[1:]) and text[0] == "*":
+            self._suffix.append((text[1:], glob))
+        elif not _SPECIAL & set(text[:-1]) and text[-1] == "*":
+            self._prefix.append((text[:-1], glob))
+        else:
+            self._names.append((text, glob))
+
+    def find(self, path: str) -> str | None:
+        """The glob that covers `path` (relative, normalized), or None."""
+        if self._fold:
+            path = path.casefold()
+        if path == ".":
+            return self._anchor(path)
+        for name in path.split("/"):
+            if (glob := self._literal.get(name)) is not None:
+                return glob
+            if name.startswith(self._prefixes):
+                return next(glob for text, glob in self._prefix if name.startswith(text))
+            if name.endswith(self._suffixes):
+                return next(glob for text, glob in self._suffix if name.endswith(text))
+            for text, glob in self._names:
+                if _compile(text).matches(name):
+                    return glob
+        if not self._anchored:
+            return None
+        end = len(path)
+        while end > 0:
+            if (found := self._anchor(path[:end])) is not None:
+                return found
+            end = path.rfind("/", 0, end)
+        return None
+
+    def _anchor(self, path: str) -> str | None:
+        return next((glob for text, glob in self._anchored if _compile(text).matches(path)), None)
+
+
+@lru_cache(maxsize=256)
+def path_set(globs: frozenset[str], fold: bool) -> PathSet:
+    """The compiled set of `globs`; `fold` ignores case."""
+    return PathSet(tuple(sorted(globs)), fold)
+
+
+# Credentials by their customary names. "token" and "password" count as whole names of data files (`api_token.txt`,
+# `password.json`), never as a part of one: `tokenizer.rs`, `token.py` and `password_reset.html` are ordinary.
+_WORDS = ("token", "tokens", "password", "passwords", "passwd")
+_DATA = ("", ".txt", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".csv", ".enc", ".bak")
+SENSITIVE: tuple[str, ...] = (
+    ".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx",
+    "secrets/", ".secrets/", "secrets.yaml", "secrets.yml", "secrets.json", "secrets.toml",
+    ".ssh/", "credentials*", ".credentials*", ".aws/", ".gnupg/", ".azure/", "**/.config/gcloud/", "**/.kube/config",
+    "**/.docker/config.json", ".dockercfg", "**/.git/config", ".git-credentials", ".netrc", "_netrc",
+    "id_rsa*", "id_ed25519*", "id_ecdsa*", "id_dsa*", ".npmrc", ".pypirc", ".pgpass", ".my.cnf", ".htpasswd",
+    *(f"{before}{word}{data}" for word in _WORDS for before in ("", ".") for data in _DATA),
+    *(f"*{mark}{word}{data}" for word in _WORDS for mark in "_-." for data in _DATA),
+)  # fmt: skip
+
+# They would run on the host later, by a person's own git, editor, shell or agent: shown read-only, whatever the
+# policy says.
+PROTECTED: tuple[str, ...] = (
+    ".git", ".gitmodules", ".envrc", ".vscode/", ".idea/", ".claude/", ".mcp.json", ".cursor/", ".cursorrules",
+    ".codex/", ".gemini/", ".husky/", ".githooks/", ".pre-commit-config.yaml", ".lefthook.yml", "lefthook.yml",
+    ".devcontainer/", ".direnv/", ".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv", ".vimrc", ".exrc",
+    ".nvimrc", ".nvim.lua", ".gdbinit", ".lldbinit", ".inputrc", ".mise.toml", ".fleet/", ".zed/",
+)  # fmt: skip
+
+_SENSITIVE_SET = path_set(frozenset(SENSITIVE), True)
+_PROTECTED_SET = path_set(frozenset(PROTECTED), True)
+
+
+def is_sensitive(path: str) -> str | None:
+    """The glob of `SENSITIVE` that covers `path`, or None."""
+    return _SENSITIVE_SET.find(path)
+
+
+def is_protected(path: str) -> str | None:
+    """The glob of `PROTECTED` that covers `path`, or None: writing there is refused by every policy."""
+    return _PROTECTED_SET.find(path)

@@ -1,0 +1,257 @@
+"""A policy: the product of nine small lattices, and its algebra.
+
+capabilities × paths × commands × hosts × budget × time window × isolation floor × trifecta mode. `meet` tightens each:
+allow lists are conjoined, ask and deny lists united, budget and window take the smaller, floors the stronger.
+Promises: "everything" is an explicit sentinel, `EVERYTHING`; an empty allow list allows nothing, and so does the meet
+of disjoint lists (an allow is a *conjunction* of lists, so nothing has to be intersected). Frozen and hashable.
+Relies on: `capability` for the ints. Order on lists is by their text: `leq` never claims what does not hold, and may
+miss that two globs mean the same.
+Does not: parse (`load`), decide (`decide`), or read a clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from nucleus.lattice import capability as cap
+from nucleus.lattice import tables
+from nucleus.lattice.paths import PROTECTED, is_protected, path_set
+
+FLOORS: tuple[str, ...] = ("namespaces", "gvisor", "qemu", "firecracker")  # weakest first
+MICRO = 1_000_000  # micro-dollars in a dollar
+
+T = TypeVar("T")
+
+
+class Everything(enum.Enum):
+    """The sentinel's type."""
+
+    EVERYTHING = "everything"
+
+    def __repr__(self) -> str:
+        return "EVERYTHING"
+
+
+EVERYTHING = Everything.EVERYTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One typed argument rule. kind: literal (one of `values`), word (any one), integer, path (in the workspace)."""
+
+    kind: str
+    values: tuple[str, ...] = ()
+
+    def admits(self, word: str) -> bool:
+        if self.kind == "literal":
+            return word in self.values
+        if self.kind == "integer":
+            return word.isascii() and word.removeprefix("-").isdigit()
+        if self.kind == "path":
+            from nucleus.validate.paths import collapse  # small, but only needed here
+
+            return not word.startswith("-") and collapse(word) is not None
+        return True
+
+    def __str__(self) -> str:
+        return "|".join(self.values) if self.kind == "literal" else f"<{self.kind}>"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRule:
+    """One line of a command list.
+
+    Args:
+        program: a system program's bare name, a path as it is called, or ``*``; "" when `group` is given.
+        group: a table of `tables.SETS`.
+        args: typed rules for the first arguments (for git, from the subcommand on).
+        rest: what may follow them: ``any``, ``none`` or ``paths``.
+    """
+
+    program: str = ""
+    group: str = ""
+    args: tuple[Argument, ...] = ()
+    rest: str = "any"
+
+    def names(self, program: str) -> bool:
+        if self.group:
+            return program in tables.SETS[self.group] or (
+                # python3.11 is an interpreter as python3 is.
+                program.rstrip("0123456789.") in tables.SETS[self.group]
+            )
+        return self.program in ("*", program)
+
+    def admits(self, program: str, args: tuple[str, ...]) -> bool:
+        """For allow lists: exact places, and nothing besides what `rest` admits."""
+        if not self.names(program) or len(args) < len(self.args):
+            return False
+        if not all(rule.admits(word) for rule, word in zip(self.args, args, strict=False)):
+            return False
+        tail = args[len(self.args) :]
+        if self.rest == "none":
+            return not tail
+        return self.rest == "any" or all(Argument("path").admits(word) for word in tail)
+
+    def catches(self, program: str, args: tuple[str, ...]) -> bool:
+        """For ask and deny lists: the rules match some arguments in order, whatever stands between."""
+        if not self.names(program):
+            return False
+        words = iter(args)
+        return all(any(rule.admits(word) for word in words) for rule in self.args)
+
+    def __str__(self) -> str:
+        if self.group:
+            return f"set {self.group}"
+        return " ".join(
+            [self.program, *map(str, self.args), *(() if self.rest == "any" else (f"(rest: {self.rest})",))]
+        )
+
+
+ORDINARY = CommandRule(group="ordinary")
+
+PathAllow = Everything | frozenset[frozenset[str]]
+CommandAllow = Everything | frozenset[frozenset[CommandRule]]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWindow:
+    """When operations may happen: `duration_ns` from the pod's start, and between two wall-clock times (ns)."""
+
+    duration_ns: int
+    not_before_ns: int = 0
+    not_after_ns: int | Everything = EVERYTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """See the module. `capabilities` as in `capability`; `budget_limit` in micro-dollars; globs as in `paths`."""
+
+    name: str
+    capabilities: int
+    budget_limit: int
+    time_window: TimeWindow
+    description: str = ""
+    paths_allow: PathAllow = EVERYTHING
+    paths_block: frozenset[str] = frozenset()
+    commands_allow: CommandAllow = frozenset((frozenset((ORDINARY,)),))
+    commands_ask: frozenset[CommandRule] = frozenset()
+    commands_deny: frozenset[CommandRule] = frozenset()
+    hosts_allow: PathAllow = frozenset((frozenset(),))
+    hosts_ask: frozenset[str] = frozenset()
+    hosts_deny: frozenset[str] = frozenset()
+    isolation_floor: str = FLOORS[0]
+    trifecta: str = "static"
+
+    @property
+    def window_ns(self) -> int:
+        """How long a pod may live, nanoseconds."""
+        return self.time_window.duration_ns
+
+    def hidden_globs(self) -> tuple[str, ...]:
+        """``paths.block``, in the semantics of `paths.PathSet` with case ignored: what a view hides."""
+        return tuple(sorted(self.paths_block))
+
+    def protected_globs(self) -> tuple[str, ...]:
+        """What a view of the workspace shows read-only, in the same semantics; the same for every policy."""
+        return PROTECTED
+
+
+def _meet_allow(a: Everything | frozenset[T], b: Everything | frozenset[T]) -> Everything | frozenset[T]:
+    if isinstance(a, Everything):
+        return b
+    return a if isinstance(b, Everything) else a | b
+
+
+def _leq_allow(a: Everything | frozenset[frozenset[T]], b: Everything | frozenset[frozenset[T]]) -> bool:
+    """Each list of b is implied by one of a."""
+    if isinstance(b, Everything):
+        return True
+    return not isinstance(a, Everything) and all(any(mine <= theirs for mine in a) for theirs in b)
+
+
+def _end(window: TimeWindow) -> float:
+    return float("inf") if isinstance(window.not_after_ns, Everything) else window.not_after_ns
+
+
+def _meet_window(a: TimeWindow, b: TimeWindow) -> TimeWindow:
+    return TimeWindow(
+        min(a.duration_ns, b.duration_ns),
+        max(a.not_before_ns, b.not_before_ns),
+        a.not_after_ns if _end(a) <= _end(b) else b.not_after_ns,
+    )
+
+
+def meet(a: Policy, b: Policy) -> Policy:
+    """The loosest policy that is at most both. Named after `b`."""
+    return Policy(
+        name=b.name,
+        description=b.description,
+        capabilities=cap.meet(a.capabilities, b.capabilities),
+        budget_limit=min(a.budget_limit, b.budget_limit),
+        time_window=_meet_window(a.time_window, b.time_window),
+        paths_allow=_meet_allow(a.paths_allow, b.paths_allow),
+        paths_block=a.paths_block | b.paths_block,
+        commands_allow=_meet_allow(a.commands_allow, b.commands_allow),
+        commands_ask=a.commands_ask | b.commands_ask,
+        commands_deny=a.commands_deny | b.commands_deny,
+        hosts_allow=_meet_allow(a.hosts_allow, b.hosts_allow),
+        hosts_ask=a.hosts_ask | b.hosts_ask,
+        hosts_deny=a.hosts_deny | b.hosts_deny,
+        isolation_floor=max(a.isolation_floor, b.isolation_floor, key=FLOORS.index),
+        trifecta=a.trifecta,
+    )
+
+
+def leq(a: Policy, b: Policy) -> bool:
+    """Is `a` at most as permissive as `b`? Names do not count. Sound, not complete (see the module)."""
+    x, y = a.time_window, b.time_window
+    return (
+        cap.leq(a.capabilities, b.capabilities)
+        and a.budget_limit <= b.budget_limit
+        and x.duration_ns <= y.duration_ns
+        and x.not_before_ns >= y.not_before_ns
+        and _end(x) <= _end(y)
+        and _leq_allow(a.paths_allow, b.paths_allow)
+        and _leq_allow(a.commands_allow, b.commands_allow)
+        and _leq_allow(a.hosts_allow, b.hosts_allow)
+        and a.paths_block >= b.paths_block
+        and a.commands_ask >= b.commands_ask
+        and a.commands_deny >= b.commands_deny
+        and a.hosts_ask >= b.hosts_ask
+        and a.hosts_deny >= b.hosts_deny
+        and FLOORS.index(a.isolation_floor) >= FLOORS.index(b.isolation_floor)
+        and a.trifecta == b.trifecta
+    )
+
+
+def normalize(policy: Policy, with_legs: cap.Legs = cap.WORST) -> Policy:
+    """The policy with its capabilities under ν."""
+    return replace(policy, capabilities=cap.nu(policy.capabilities, with_legs))
+
+
+def delegate(parent: Policy, child: Policy, with_legs: cap.Legs = cap.WORST) -> Policy:
+    """What a child pod gets: meet(ν(parent), child), which never exceeds ν(parent)."""
+    return meet(normalize(parent, with_legs), child)
+
+
+def not_allowed(policy: Policy, path: str) -> str | None:
+    """The allow list (as text) that does not cover `path`, or None when all do."""
+    if isinstance(policy.paths_allow, Everything):
+        return None
+    for globs in policy.paths_allow:
+        if path_set(globs, False).find(path) is None:
+            return ", ".join(sorted(globs)) or "(empty list)"
+    return None
+
+
+def is_blocked(policy: Policy, path: str) -> str | None:
+    """The glob of ``paths.block`` that covers `path` or a directory above it, case ignored; None when there is none."""
+    return path_set(policy.paths_block, True).find(path)
+
+
+__all__ = [
+    "EVERYTHING", "FLOORS", "MICRO", "ORDINARY", "Argument", "CommandRule", "Everything", "Policy", "TimeWindow",
+    "delegate", "is_blocked", "is_protected", "leq", "meet", "normalize", "not_allowed",
+]  # fmt: skip

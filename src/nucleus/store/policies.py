@@ -1,0 +1,88 @@
+"""Where policy text comes from: a bundled profile, or a file that a person names.
+
+Promises: a profile's or file's text is returned whole or not at all; the size is checked before a byte is read; an
+unknown profile is an error that lists the known ones; nothing falls back to another policy. The default, when neither
+is named, is `restrictive`.
+Does not: parse (`lattice.load`), or look for policies in a workspace: one that lay there would be the agent's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from nucleus.errors import InvalidError
+from nucleus.limits import LIMITS
+
+DEFAULT_PROFILE = "restrictive"
+_PROFILES = Path(__file__).resolve().parent.parent / "lattice" / "profiles"
+
+
+def profile_names() -> tuple[str, ...]:
+    """The bundled profiles, sorted: one YAML file each."""
+    return tuple(
+        sorted(entry.name.removesuffix(".yaml") for entry in os.scandir(_PROFILES) if entry.name.endswith(".yaml"))
+    )
+
+
+def profile_text(name: str) -> str:
+    """The YAML text of a bundled profile.
+
+    Raises:
+        InvalidError: ``policy.profile``: no such profile (the message lists them).
+    """
+    names = profile_names()
+    if name not in names:
+        shown = name if name.isprintable() and len(name) <= 64 else "that"
+        raise InvalidError(
+            f"no profile named {shown!r}; the profiles are: {', '.join(names)}",
+            rule="policy.profile",
+            next_step="Name one of them, or give your own file with --policy FILE.",
+        )
+    return _read(_PROFILES / f"{name}.yaml")
+
+
+def load_policy_text(profile: str | None = None, path: str | None = None) -> tuple[str, str]:
+    """The text that a command line chose.
+
+    Args:
+        profile: a bundled profile's name.
+        path: a policy file.
+
+    Returns:
+        (text, source): source names it in errors, ``profile codegen`` or the path.
+
+    Raises:
+        InvalidError: both given; unknown profile; a file that is missing, not regular, not UTF-8 or too long.
+    """
+    if profile is not None and path is not None:
+        raise InvalidError("give a profile or a policy file, not both", rule="policy.profile")
+    if path is not None:
+        return _read(Path(path)), path
+    name = DEFAULT_PROFILE if profile is None else profile
+    return profile_text(name), f"profile {name}"
+
+
+def _read(path: Path) -> str:
+    try:
+        # O_NONBLOCK: a FIFO must not hold us before it is seen to be one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a path"
+        raise InvalidError(f"{path}: {why}", rule="policy.file", next_step="Check the path of --policy.") from None
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise InvalidError(f"{path}: not a regular file", rule="policy.file")
+        if facts.st_size > LIMITS.policy_bytes:
+            raise InvalidError(
+                f"{path}: too long: limit {LIMITS.policy_bytes} bytes, got {facts.st_size}", rule="limits.policy"
+            )
+        data = file.read(LIMITS.policy_bytes + 1)
+    if len(data) > LIMITS.policy_bytes:
+        raise InvalidError(f"{path}: too long: limit {LIMITS.policy_bytes} bytes", rule="limits.policy")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{path}: not UTF-8 at byte {error.start}", rule="policy.file") from None
