@@ -5,7 +5,7 @@ Profiles
 - ``hands``: the same; hands itself needs `openat2`, whose arguments a filter cannot see.
 - ``commands``: stacked on ``hands`` for what hands starts: `openat2` is ENOSYS. The strictest of stacked answers wins.
 
-Promises of ``agent`` and ``hands``: an allow list; another architecture's calls (x32 included) kill the process. Refused:
+Promises of ``agent`` and ``hands``: an allow list; other architectures (x32 included) kill the process. Refused:
 namespaces (unshare, setns, clone with any CLONE_NEW*; clone3 is ENOSYS, so that libc falls back to clone), mounts,
 keyrings, io_uring, bpf, perf, ptrace and its kin, userfaultfd, file handles, modules, setting time; sockets other than
 unix, inet and inet6 (so vsock, packet, netlink, alg, xdp), raw sockets, protocols other than TCP and UDP; TIOCSTI,

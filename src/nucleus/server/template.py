@@ -2,7 +2,7 @@
 
 `python -I -m nucleus.server.template`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
   spawn {id, config} + [authority channel, hands channel, launcher channel(, TLS listener)]
-    → {id, ok: {pid, block, protect, policy_digest, policy_name, budget_limit, floor}}   from the gate, once unprivileged
+    → {id, ok: {pid, block, protect, policy_digest, policy_name, budget_limit, floor}}   from the unprivileged gate
   event to the builder: {event: "gate_exit", pid, status}
 Promises: reads nothing but its builder's packets; every byte that is not ours (policy text included) is parsed in the
 forked gate, after it took its uid. Ends when the builder does.
