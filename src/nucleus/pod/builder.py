@@ -1,0 +1,386 @@
+"""The builder: serves launchers, owns the other three processes, makes and destroys pods. Holds no secret.
+
+`python -I -m nucleus.pod.builder --helper|--private --state DIR --runtime DIR`
+  --helper   listens on <runtime>/helper.sock; one per runtime directory (flock); ends when stopped or after IDLE_SECONDS without pods
+             and launchers; descriptor 3, if open, gets one byte once it listens
+  --private  serves the one launcher on descriptor 3 and ends with it
+Promises: a peer of another uid (root aside), or from another user, pid or mount namespace, is refused; a launcher's pods
+end when its socket does; when authority, template or zygote ends, everything ends.
+Relies on: SO_PEERCRED, /proc/<pid>/ns. Does not: read policies, workspaces or what pods say.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from nucleus.errors import DeniedError, InvalidError, NucleusError, SandboxError
+from nucleus.kernel import syscalls
+from nucleus.pod import cgroups, children, runtime
+from nucleus.pod.loop import Future, Loop
+from nucleus.pod.namespaces import Namespaces
+from nucleus.pod.packets import (
+    Packet,
+    close_all,
+    enlarge,
+    error_body,
+    recv_packet,
+    send_packet,
+    stream_pair,
+)
+from nucleus.pod.pods import ANSWER_SECONDS, TRUST_DOMAIN, Pod, Pods
+
+IDLE_SECONDS = 300.0
+LAUNCHERS = 256  # connected at a time
+LIMITS = cgroups.Limits()
+NAMESPACE_KINDS = ("user", "pid", "mnt")
+
+
+class Builder:
+    """One builder. `ready` resolves once pods can be made, or with the reason why never.
+
+    Args:
+        state, directory: the state and runtime directories.
+        commands: how to start the children (tests name others).
+    """
+
+    def __init__(self, state: str, directory: str, commands: dict[str, tuple[str, ...]], *, helper: bool) -> None:
+        self.loop = Loop()
+        self.helper = helper
+        self.pids: dict[str, int] = {"builder": os.getpid()}
+        self.pods: Pods | None = None
+        self.launchers: set[Launcher] = set()
+        self.busy_until = time.monotonic() + IDLE_SECONDS
+        self._state = state
+        self._directory = directory
+        self._peers: dict[str, children.Peer] = {}
+        self.stopping = False
+        runtime.prepare_state(state)
+        for name in ("authority", "zygote", "template"):
+            self.pids[name], channel = children.start(commands[name])
+            self._peers[name] = children.Peer(
+                name, channel, self.loop, lambda packet: close_all(packet.fds), lambda name=name: self._lost(name)
+            )
+        self.ready: Future[Pods] = self.loop.task(self._configure())
+
+    @property
+    def authority(self) -> children.Peer:
+        """The channel to the authority."""
+        return self._peers["authority"]
+
+    async def _configure(self) -> Pods:
+        root = os.geteuid() == 0
+        base = f"{self._directory}/base"
+        runtime.private_directory(base)
+        sdk = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sdk")
+        zygote = self._peers["zygote"].call("configure", base=base, sdk=sdk)
+        identity = {"uid": runtime.AUTHORITY_UID} if root else {}
+        authority = self.authority.call("configure", state_dir=self._state, trust_domain=TRUST_DOMAIN, **identity)
+        made = (await self.loop.within(ANSWER_SECONDS, zygote, "the zygote")).body
+        await self.loop.within(ANSWER_SECONDS, authority, "the authority")
+        backend = Namespaces(
+            self._peers["zygote"],
+            self.loop,
+            root=root,
+            missing=[str(item) for item in made["missing"]],
+            limits=LIMITS,
+            closed_trees=(self._state, self._directory),
+        )
+        self.pods = Pods(
+            self.loop, backend, self.authority, self._peers["template"], root=root, directory=self._directory
+        )
+        return self.pods
+
+    def _lost(self, name: str) -> None:
+        """A child has ended: nothing here works without it."""
+        self.stop(f"the {name} ended")
+
+    def stop(self, reason: str) -> None:
+        """Destroy every pod, then end."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self.loop.task(self._stop(reason))
+
+    async def _stop(self, reason: str) -> None:
+        for future in [self.pods.destroy(pod, reason) for pod in list(self.pods.all.values())] if self.pods else []:
+            await future
+        for peer in self._peers.values():
+            peer.close()
+        # The authority flushes and ends by itself at the end of its channel; what is left dies with us.
+        for _ in range(50):
+            with suppress(ChildProcessError):
+                if os.waitpid(self.pids["authority"], os.WNOHANG)[0] == 0:
+                    await _sleep(self.loop, 0.01)
+                    continue
+            break
+        for launcher in list(self.launchers):
+            launcher.close()
+        self.loop.stop()
+
+    def serve(self, channel: socket.socket, uid: int) -> None:
+        """Take one launcher on."""
+        self.launchers.add(Launcher(self, channel, uid))
+
+    def released(self, launcher: Launcher) -> None:
+        """A launcher is gone."""
+        self.launchers.discard(launcher)
+        if not self.helper:
+            self.stop("the launcher is gone")
+
+    def watch_idle(self) -> None:
+        """End the helper once nobody has used it for `IDLE_SECONDS`."""
+        if self.launchers or (self.pods is not None and self.pods.all):
+            self.busy_until = time.monotonic() + IDLE_SECONDS
+        if time.monotonic() >= self.busy_until:
+            self.stop("idle")
+        else:
+            self.loop.later(min(5.0, IDLE_SECONDS / 4), self.watch_idle)
+
+
+class Launcher:
+    """One launcher's channel: requests in, answers and events out, its pods."""
+
+    def __init__(self, builder: Builder, channel: socket.socket, uid: int) -> None:
+        self._builder = builder
+        self._channel = channel
+        self._uid = uid
+        self._pods: dict[str, Pod] = {}
+        self._making = 0
+        self._open = True
+        channel.setblocking(False)
+        enlarge(channel)
+        builder.loop.on_readable(channel.fileno(), self._readable)
+
+    def close(self) -> None:
+        """Forget the launcher and destroy its pods."""
+        if not self._open:
+            return
+        self._open = False
+        self._builder.loop.forget(self._channel.fileno())
+        self._channel.close()
+        for pod in list(self._pods.values()):
+            if self._builder.pods is not None:
+                self._builder.pods.destroy(pod, "the launcher is gone")
+        self._builder.released(self)
+
+    def _send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+        try:
+            if self._open:
+                send_packet(self._channel, body, fds)
+                return True
+        except (OSError, InvalidError):
+            self.close()
+        return False
+
+    def _readable(self) -> None:
+        try:
+            packet = recv_packet(self._channel)
+        except BlockingIOError:
+            return
+        except (InvalidError, OSError):
+            packet = None
+        if packet is None:
+            self.close()
+        else:
+            self._builder.loop.task(self._serve(packet))
+
+    async def _serve(self, packet: Packet) -> None:
+        number = packet.body.get("id")
+        answers = {
+            "create_pod": self._create_pod,
+            "attach_approver": self._attach_approver,
+            "status": self._status,
+            "close_pod": self._close_pod,
+            "stop": self._stop,
+        }
+        try:
+            op = packet.body.get("op")
+            serve = answers.get(op) if isinstance(op, str) else None
+            if serve is None:
+                raise InvalidError("unknown request", rule="builder.op")
+            if packet.fds and op != "create_pod":
+                raise InvalidError(f"{op} takes no descriptors", rule="builder.fds")
+            fds, packet.fds[:] = list(packet.fds), []
+            body, sent = await serve(packet.body, fds)
+        except Exception as error:  # noqa: BLE001 -- one request's failure is its launcher's, not the builder's
+            close_all(packet.fds)
+            self._send({"id": number, "error": error_body(error)})
+            return
+        self._send({"id": number, "ok": body}, sent)
+        close_all(sent)
+
+    async def _create_pod(self, body: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        try:
+            await _done(self._builder.ready)
+            pods = self._builder.ready.result()
+            if self._builder.stopping:
+                raise SandboxError("the builder is stopping", rule="builder.stopping")
+        except BaseException:
+            close_all(fds)
+            raise
+        created = await pods.create(body.get("spec"), fds, self._send)
+        pod = pods.all[created.body["pod"]]
+        self._pods[pod.name] = pod
+        pod_gone = lambda: self._pods.pop(pod.name, None)  # noqa: E731
+        if not self._open:
+            close_all(created.fds)
+            pods.destroy(pod, "the launcher is gone")
+            raise SandboxError("the launcher is gone", rule="builder.launcher")
+        pod.gate_gone.when_done(lambda: self._builder.loop.soon(pod_gone))
+        return created.body, created.fds
+
+    async def _attach_approver(self, _: dict[str, Any], __: list[int]) -> tuple[dict[str, Any], list[int]]:
+        await _done(self._builder.ready)
+        self._builder.ready.result()
+        ours, theirs = stream_pair()
+        with ours, theirs:
+            answer = self._builder.authority.call("attach", [theirs.fileno()], role="approver", uid=self._uid)
+            await self._builder.loop.within(ANSWER_SECONDS, answer, "the authority")
+            return {}, [ours.detach()]
+
+    async def _status(self, _: dict[str, Any], __: list[int]) -> tuple[dict[str, Any], list[int]]:
+        pods = []
+        for pod in self._builder.pods.all.values() if self._builder.pods is not None else ():
+            pids = pod.box.pids() if pod.box is not None else []
+            pods.append({"pod": pod.name, "slot": pod.slot.number, "gate": pod.gate, "pids": pids})
+        return {"pods": pods, "pids": self._builder.pids, "helper": self._builder.helper}, []
+
+    async def _close_pod(self, body: dict[str, Any], _: list[int]) -> tuple[dict[str, Any], list[int]]:
+        pod = self._pods.get(str(body.get("pod")))
+        if pod is None or self._builder.pods is None:
+            raise InvalidError("no such pod of yours", rule="builder.pod")
+        await self._builder.pods.destroy(pod, "closed")
+        self._pods.pop(pod.name, None)
+        return {}, []
+
+    async def _stop(self, _: dict[str, Any], __: list[int]) -> tuple[dict[str, Any], list[int]]:
+        self._builder.loop.soon(lambda: self._builder.stop("stopped"))
+        return {}, []
+
+
+async def _done(future: Future[Any]) -> None:
+    """Wait until `future` is resolved, however."""
+    if not future.done:
+        done: Future[None] = Future()
+        future.when_done(lambda: done.set(None))
+        await done
+
+
+async def _sleep(loop: Loop, seconds: float) -> None:
+    woken: Future[None] = Future()
+    loop.later(seconds, lambda: woken.set(None))
+    await woken
+
+
+def check_peer(channel: socket.socket) -> int:
+    """The uid of a peer that may use this helper.
+
+    Raises:
+        DeniedError: another user's, or in other namespaces than ours (a container's root is not ours).
+    """
+    pid, uid, _ = struct.unpack("=iII", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.geteuid()):
+        raise DeniedError(f"uid {uid} may not use this helper", rule="helper.peer")
+    for kind in NAMESPACE_KINDS:
+        try:
+            same = os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}"))
+        except OSError:
+            same = False
+        if not same:
+            raise DeniedError(f"the peer is in another {kind} namespace", rule="helper.peer")
+    return uid
+
+
+def _listen(directory: str) -> tuple[socket.socket, int] | None:
+    """The helper's socket and the lock that makes it the only one; None when another helper has it."""
+    lock = os.open(f"{directory}/helper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    path = f"{directory}/helper.sock"
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # of a helper that was killed: we hold its lock
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(64)
+    listener.setblocking(False)
+    return listener, lock
+
+
+def _accept(builder: Builder, listener: socket.socket) -> None:
+    try:
+        channel, _ = listener.accept()
+    except OSError:
+        return
+    try:
+        if len(builder.launchers) >= LAUNCHERS or builder.stopping:
+            raise DeniedError("too many launchers", rule="helper.launchers")
+        builder.serve(channel, check_peer(channel))
+    except NucleusError as error:
+        with suppress(OSError):
+            send_packet(channel, {"id": None, "error": error_body(error)})
+        channel.close()
+
+
+def run(mode: str, state: str, directory: str, commands: dict[str, tuple[str, ...]] = children.COMMANDS) -> int:
+    """Be a builder until it is over. `commands` is for tests."""
+    syscalls.set_dumpable(False)
+    os.umask(0o077)
+    runtime.private_directory(directory)
+    listening = _listen(directory) if mode == "--helper" else None
+    if mode == "--helper" and listening is None:
+        return 0
+    builder = Builder(state, directory, commands, helper=mode == "--helper")
+    _end_on_signals(builder)
+    if listening is not None:
+        listener = listening[0]
+        builder.loop.on_readable(listener.fileno(), lambda: _accept(builder, listener))
+        builder.watch_idle()
+        with suppress(OSError):
+            os.write(3, b".")
+            os.close(3)
+    else:
+        builder.serve(socket.socket(fileno=3), os.getuid())
+    builder.loop.run()
+    if listening is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{directory}/helper.sock")
+    return 0
+
+
+def _end_on_signals(builder: Builder) -> None:
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+    def woken() -> None:
+        os.read(wake_read, 64)
+        builder.stop("signalled")
+
+    builder.loop.on_readable(wake_read, woken)
+
+
+def main(arguments: Sequence[str], commands: dict[str, tuple[str, ...]] = children.COMMANDS) -> int:
+    """Parse the four arguments and run."""
+    match list(arguments):
+        case [("--helper" | "--private") as mode, "--state", state, "--runtime", directory]:
+            return run(mode, state, directory, commands)
+    sys.stderr.write("usage: nucleus.pod.builder --helper|--private --state DIR --runtime DIR\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,332 @@
+"""The `namespaces` backend: two compartments on the host's kernel (user, pid, mount, net, ipc, uts, cgroup, seccomp, Landlock).
+
+Promises: `make` returns once the pod's network exists and its compartments are being prepared; nothing untrusted runs before `start`;
+a compartment is in its cgroup before it is released; `destroy` ends every process by pidfd and cgroup and removes the
+cgroups and the placeholders in the workspace.
+Relies on: the zygote (nucleus.pod.zygote), which is told everything, and `nucleus.pod.cgroups`.
+Does not: know the gate or the authority (nucleus.pod.pods brings them together).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from nucleus.errors import InvalidError, NucleusError, SandboxError
+from nucleus.pod import cgroups
+from nucleus.pod.backend import Facts, Plan, Started
+from nucleus.pod.children import Peer
+from nucleus.pod.loop import Future, Loop
+from nucleus.pod.names import remove_placeholders
+from nucleus.pod.packets import Packet, checked, close_all, pair, recv_packet, send_packet
+from nucleus.pod.runtime import POD_UID
+from nucleus.pod.spec import refuse_wide
+
+STEP_SECONDS = 15.0  # a compartment's way from fork to ready
+KILL_SECONDS = 5.0  # from SIGKILL to gone
+OnExit = Callable[[str, dict[str, Any]], None]
+
+
+class Compartment:
+    """The builder's view of one compartment: its pid 1 and its status channel."""
+
+    def __init__(self, kind: str, loop: Loop, on_exit: OnExit, on_born: Callable[[int], None]) -> None:
+        self.kind = kind
+        self.pid = 0
+        self.pidfd = -1
+        self.ready: Future[dict[str, Any]] = Future()
+        self.gone: Future[None] = Future()
+        self.pty: int | None = None
+        self._how: dict[str, Any] = {"code": None, "signal": signal.SIGKILL}
+        self._loop = loop
+        self._on_exit = on_exit
+        self._on_born = on_born
+        self.status, self.theirs = pair()
+        self.status.setblocking(False)
+        loop.on_readable(self.status.fileno(), self._readable)
+
+    def go(self, block: list[str], protect: list[str]) -> None:
+        """Release it."""
+        try:
+            send_packet(self.status, {"go": True, "block": block, "protect": protect})
+        except OSError as error:
+            self._failed(
+                SandboxError(f"the {self.kind} compartment is gone", rule=f"pod.{self.kind}", next_step=str(error))
+            )
+
+    def kill(self) -> None:
+        """SIGKILL its pid 1, and with it everything in its pid namespace."""
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close what is left of it."""
+        self._hang_up()
+        self.theirs.close()
+        if self.pidfd >= 0:
+            self._loop.forget(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
+        if self.pty is not None:
+            os.close(self.pty)
+            self.pty = None
+
+    def _hang_up(self) -> None:
+        if self.status.fileno() >= 0:
+            self._loop.forget(self.status.fileno())
+            self.status.close()
+
+    def _failed(self, error: Exception) -> None:
+        self.ready.fail(error)
+
+    def _readable(self) -> None:
+        """Its words are bounded and believed only before `ready`; after that nothing it says can grant anything."""
+        try:
+            packet = recv_packet(self.status, max_fds=1)
+        except BlockingIOError:
+            return
+        except (InvalidError, OSError):
+            packet = None
+        if packet is None:
+            self._hang_up()
+            self._failed(
+                SandboxError(f"the {self.kind} compartment ended before it was ready", rule=f"pod.{self.kind}")
+            )
+            if self.pidfd < 0:
+                self.gone.set(None)
+            return
+        try:
+            self._heard(packet)
+        except (KeyError, TypeError, ValueError, NucleusError) as error:
+            close_all(packet.fds)
+            self._failed(error if isinstance(error, NucleusError) else SandboxError(str(error), rule="pod.status"))
+
+    def _heard(self, packet: Packet) -> None:
+        body = packet.body
+        if "pid" in body and self.pidfd < 0 and len(packet.fds) == 1:
+            self.pid, self.pidfd = int(body["pid"]), packet.fds[0]
+            self._loop.on_readable(self.pidfd, self._died)
+            self._on_born(self.pid)
+        elif "error" in body:
+            checked(body)
+        elif body.get("ready") is True and not self.ready.done:
+            self.pty = packet.fds[0] if packet.fds else None
+            self.ready.set(body)
+        elif "exit" in body and self.kind == "agent":
+            how = body["exit"]
+            self._how = {"code": int(how["code"]) & 0xFF, "signal": int(how["signal"]) & 0x7F}
+        else:
+            close_all(packet.fds)
+
+    def _died(self) -> None:
+        """The pidfd is readable: pid 1 has ended. What it said last is still in the channel."""
+        self._loop.forget(self.pidfd)
+        while self.status.fileno() >= 0 and select.select([self.status], [], [], 0)[0]:
+            self._readable()
+        self._hang_up()
+        self._failed(SandboxError(f"the {self.kind} compartment ended", rule=f"pod.{self.kind}"))
+        self.gone.set(None)
+        self._on_exit(self.kind, self._how)
+
+
+class NamespacesBox:
+    """One pod of this backend."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.listener: int | None = None
+        self.compartments: dict[str, Compartment] = {}
+        self.groups: dict[str, cgroups.Group] = {}
+        self.placeholders: list[str] = []
+        self.steps: dict[str, Any] = {}
+        self.netns = -1
+
+    def pids(self) -> list[int]:
+        """Host pids of the compartments' first processes."""
+        return [each.pid for each in self.compartments.values() if each.pid and not each.gone.done]
+
+
+class Namespaces:
+    """Makes pods through the zygote.
+
+    Args:
+        zygote: configured.
+        root: the zygote said that it is the host's root.
+        missing: what the zygote found missing.
+        limits: of each compartment.
+        closed_trees: directories that no toolchain may show (state, runtime).
+    """
+
+    def __init__(
+        self,
+        zygote: Peer,
+        loop: Loop,
+        *,
+        root: bool,
+        missing: list[str],
+        limits: cgroups.Limits,
+        closed_trees: tuple[str, ...],
+    ) -> None:
+        self._zygote = zygote
+        self._loop = loop
+        self._root = root
+        self._limits = limits
+        self._closed = closed_trees
+        self._missing = [*missing, *cgroups.missing()]
+
+    def facts(self) -> Facts:
+        """What it gives on this machine."""
+        return Facts("namespaces", "shared", tuple(self._missing))
+
+    def uid(self, slot: int, kind: str) -> int:
+        """The host uid of a compartment; 0 means the user's own, in the zygote's user namespace."""
+        return POD_UID + 2 * slot + (kind == "work") if self._root else 0
+
+    async def make(self, plan: Plan, on_exit: OnExit) -> NamespacesBox:
+        """See `Backend.make`."""
+        box = NamespacesBox(plan)
+        began = time.monotonic_ns()
+        toolchains = [self._toolchain(path) for path in plan.spec.toolchains]
+        network = await self._loop.within(STEP_SECONDS, self._zygote.call("make_network"), "the zygote")
+        box.netns, box.listener = network.fds
+        box.steps["network"] = (time.monotonic_ns() - began) // 1000
+        try:
+            self._begin(box, "work", toolchains, on_exit)
+            if plan.spec.agent is not None:
+                self._begin(box, "agent", toolchains, on_exit)
+        except BaseException:
+            await self.destroy(box)
+            raise
+        return box
+
+    def _begin(self, box: NamespacesBox, kind: str, toolchains: list[tuple[str, str]], on_exit: OnExit) -> None:
+        plan = box.plan
+        made = Compartment(kind, self._loop, on_exit, lambda pid: self._confine(box, kind, pid))
+        box.compartments[kind] = made
+        fds = {"status": made.theirs.fileno(), "netns": box.netns}
+        fields: dict[str, Any] = {"kind": kind, "uid": self.uid(plan.slot, kind), "toolchains": toolchains}
+        fields["pids"] = self._limits.pids
+        if kind == "work":
+            fds |= {"workspace": plan.workspace, "channel": plan.hands}
+        else:
+            fields |= self._agent_fields(plan)
+            fds |= dict(zip(("stdin", "stdout", "stderr"), plan.stdio, strict=False))
+            if plan.spec.share_workspace:
+                fds["workspace"] = plan.workspace
+        answer = self._zygote.call("start", list(fds.values()), descriptors=list(fds), **fields)
+
+        def refused() -> None:
+            try:
+                answer.result()
+            except NucleusError as error:
+                made.ready.fail(error)
+
+        answer.when_done(refused)
+        made.theirs.close()  # the packet holds it; when the compartment goes, so does the last copy
+
+    def _agent_fields(self, plan: Plan) -> dict[str, Any]:
+        agent = plan.spec.agent
+        assert agent is not None
+        env = {**agent.env, "NUCLEUS_GATE_ID": plan.gate_id, "NUCLEUS_TASK": plan.spec.task}
+        return {
+            "argv": list(agent.argv),
+            "env": env,
+            "rows": agent.rows,
+            "cols": agent.cols,
+            "workload": plan.workload,
+            "read_only": plan.spec.share_workspace,
+        }
+
+    def _confine(self, box: NamespacesBox, kind: str, pid: int) -> None:
+        """Put a compartment into its cgroup; it waits for `go` meanwhile. What cgroups lack here the facts say."""
+        try:
+            group = cgroups.create(f"{box.plan.pod}-{kind}", self._limits)
+            box.groups[kind] = group
+            cgroups.add(group, pid)
+        except ProcessLookupError:
+            return  # it failed already, and says so itself on its status channel
+        except OSError as error:
+            box.compartments[kind].ready.fail(SandboxError(f"cgroup: {error}", rule="pod.cgroup"))
+
+    async def start(self, box: NamespacesBox, block: list[str], protect: list[str]) -> Started:
+        """See `Backend.start`. The agent starts once the work compartment is ready."""
+        started = Started()
+        for kind in ("work", "agent"):
+            made = box.compartments.get(kind)
+            if made is None:
+                continue
+            if made.ready.done:
+                made.ready.result()  # it failed while it was prepared
+            made.go(block, protect)
+            said = await self._loop.within(STEP_SECONDS, made.ready, f"the {kind} compartment")
+            placeholders, notes = said.get("placeholders", []), said.get("notes", [])
+            box.placeholders += [str(path) for path in placeholders]
+            started.notes += [str(note) for note in notes]
+            started.steps[kind] = said.get("steps", {})
+            if kind == "agent":
+                started.pty, made.pty = made.pty, None
+        started.steps |= box.steps
+        return started
+
+    async def destroy(self, box: NamespacesBox) -> None:
+        """See `Backend.destroy`."""
+        for made in box.compartments.values():
+            made.kill()
+        for group in box.groups.values():
+            with suppress(OSError):
+                cgroups.kill(group)
+        for made in box.compartments.values():
+            with suppress(SandboxError):
+                await self._loop.within(KILL_SECONDS, made.gone, f"the {made.kind} compartment")
+            made.close()
+        for group in box.groups.values():
+            with suppress(OSError):
+                cgroups.remove(group)
+        box.groups.clear()
+        remove_placeholders(box.plan.workspace, box.placeholders)
+        for fd in (box.netns, box.listener if box.listener is not None else -1):
+            if fd >= 0:
+                os.close(fd)
+        box.netns, box.listener = -1, None
+
+    def _toolchain(self, path: str) -> tuple[str, str]:
+        """(canonical, as named), refused when it is too wide or shows what is ours.
+
+        Raises:
+            InvalidError: rule ``spec.toolchains``.
+        """
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidError(f"toolchain {path}: {error.strerror}", rule="spec.toolchains") from error
+        try:
+            canonical = os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+        refuse_wide(canonical)
+        for closed in self._closed:
+            if f"{closed}/".startswith(f"{canonical}/") or f"{canonical}/".startswith(f"{closed}/"):
+                raise InvalidError(f"toolchain {path} would show {closed}", rule="spec.toolchains")
+        return canonical, path
+
+
+def workload_socket(path: str, uid: int) -> socket.socket:
+    """The pod's Workload socket, listening; only `uid` (0: ourselves) may connect."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        if uid:
+            os.chown(path, uid, uid)
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

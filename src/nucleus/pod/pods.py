@@ -1,0 +1,295 @@
+"""From `create_pod` to nothing left: gate, authority and backend brought together, one pod at a time.
+
+Promises: a pod that cannot be made whole is undone, and the launcher hears why; a pod whose gate, hands or launcher is gone is
+destroyed; after `destroy` no process, mount, cgroup, socket, slot or placeholder of it is left, and the authority has
+closed it. Relies on: `Backend`, the gate template, the authority. Does not: parse policies (the gate does).
+
+The order of `create`, which runs what it can at the same time:
+ 1. a slot (it fixes the uids), the pod's runtime directory, the channels gate⇄authority, gate⇄hands, gate⇄launcher
+ 2. together: the backend makes the network and prepares the compartments; the template forks the gate, which parses the policy
+ 3. the floor that the policy asks for is held against what the backend gives
+ 4. the authority registers the pod (`pod.start` is on disk) and gets the gate's channel, and the Workload socket
+ 5. the compartments are released with the policy's hidden and protected names
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from nucleus.errors import NucleusError, SandboxError
+from nucleus.pod import runtime
+from nucleus.pod.backend import Plan, check_floor
+from nucleus.pod.children import Peer
+from nucleus.pod.loop import Future, Loop
+from nucleus.pod.namespaces import Namespaces, NamespacesBox, workload_socket
+from nucleus.pod.packets import Packet, close_all, stream_pair
+from nucleus.pod.spec import PodSpec
+
+ANSWER_SECONDS = 15.0
+DRAIN_SECONDS = 4.0  # from the end of its channels to the gate's exit; then SIGKILL
+TRUST_DOMAIN = "nucleus.local"
+Notify = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Pod:
+    """One pod as the builder knows it."""
+
+    name: str
+    slot: runtime.Slot
+    spec: PodSpec
+    plan: Plan
+    notify: Notify
+    directory: str
+    box: NamespacesBox | None = None
+    making: Future[NamespacesBox] | None = None
+    gate: int = 0
+    gate_pidfd: int = -1
+    gate_gone: Future[None] = field(default_factory=Future)
+    registered: bool = False
+    started: bool = False
+    destroying: Future[None] | None = None
+    steps: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Created:
+    """What the launcher gets; the descriptors are the caller's to send and close."""
+
+    body: dict[str, Any]
+    fds: list[int]
+
+
+class Pods:
+    """All pods of one builder.
+
+    Args:
+        root: this builder is the host's root: gates get uids of their own.
+    """
+
+    def __init__(
+        self, loop: Loop, backend: Namespaces, authority: Peer, template: Peer, *, root: bool, directory: str
+    ) -> None:
+        self._loop = loop
+        self._backend = backend
+        self._authority = authority
+        self._template = template
+        self._root = root
+        self._runtime = directory
+        self.all: dict[str, Pod] = {}
+        runtime.private_directory(f"{directory}/pods")
+
+    async def create(self, raw: object, fds: list[int], notify: Notify) -> Created:
+        """Make one pod. Takes the descriptors over.
+
+        Raises:
+            NucleusError: why there is none; nothing of it is left.
+        """
+        slot = None
+        try:
+            spec = PodSpec.from_dict(raw)
+            _check_descriptors(spec, fds)
+            slot = runtime.take_slot(self._runtime)
+            name = f"pod-{os.urandom(5).hex()}"
+            directory = f"{self._runtime}/pods/{name}"
+            runtime.private_directory(directory)
+        except BaseException:
+            close_all(fds)
+            if slot is not None:
+                slot.release()
+            raise
+        gate_id = _spiffe(spec.namespace, f"gate-{name}")
+        workload = f"{directory}/workload.sock" if spec.agent else ""
+        plan = Plan(name, slot.number, spec, directory, fds[0], -1, tuple(fds[1:]), workload, gate_id)
+        pod = Pod(name, slot, spec, plan, notify, directory)
+        self.all[name] = pod
+        try:
+            return await self._create(pod)
+        except BaseException:
+            await self.destroy(pod, "could not be made")
+            raise
+
+    async def _create(self, pod: Pod) -> Created:
+        began = time.monotonic_ns()
+        authority, gate_authority = stream_pair()
+        hands, gate_hands = stream_pair()
+        launcher, gate_launcher = stream_pair()
+        with authority, gate_authority, hands, gate_hands, launcher, gate_launcher:
+            pod.plan = Plan(
+                pod.plan.pod, pod.plan.slot, pod.spec, pod.directory, pod.plan.workspace, hands.fileno(),
+                pod.plan.stdio, pod.plan.workload, pod.plan.gate_id,
+            )  # fmt: skip
+            listener = self._workload(pod) if pod.spec.agent else None
+            try:
+                # Step 2. The compartments' fork is under way before anything else takes the second core.
+                pod.making = self._loop.task(self._make(pod))
+                ends = [gate_authority.fileno(), gate_hands.fileno(), gate_launcher.fileno()]
+                facts = await self._spawn_gate(pod, ends)
+                pod.steps["gate"] = (time.monotonic_ns() - began) // 1000
+                # Step 3.
+                check_floor(self._backend.facts(), str(facts["floor"]))
+                # Step 4 and 5 go together: releasing waits for the compartments, registering for the disk.
+                box = await pod.making
+                recorded = self._loop.task(self._register(pod, facts, authority, listener))
+                started = self._loop.task(self._backend.start(box, list(facts["block"]), list(facts["protect"])))
+                await recorded
+                pod.steps["registered"] = (time.monotonic_ns() - began) // 1000
+                done = await started
+            finally:
+                if listener is not None:
+                    listener.close()
+            if pod.destroying is not None:
+                raise SandboxError("the pod's launcher or gate is gone", rule="pod.gone")
+            pod.started = True
+            pod.steps |= done.steps | {"total": (time.monotonic_ns() - began) // 1000}
+            isolation = self._backend.facts().as_dict() | {"notes": done.notes}
+            fds = [launcher.detach()] + ([done.pty] if done.pty is not None else [])
+            policy = {key: facts[key] for key in ("policy_name", "policy_digest", "budget_limit", "floor")}
+            return Created({"pod": pod.name, "isolation": isolation, "steps": pod.steps, **policy}, fds)
+
+    async def _make(self, pod: Pod) -> NamespacesBox:
+        pod.box = await self._backend.make(pod.plan, lambda kind, how: self._ended(pod, kind, how))
+        if pod.destroying is not None:  # undone while it was being made: nobody else will see this box
+            await self._backend.destroy(pod.box)
+        return pod.box
+
+    async def _spawn_gate(self, pod: Pod, ends: list[int]) -> dict[str, Any]:
+        if pod.spec.agent is not None:
+            # The gate of an agent needs the listening socket, which is in the pod's network.
+            assert pod.making is not None
+            box = await pod.making
+            assert box.listener is not None
+            ends = [*ends, box.listener]
+        config = {
+            "pod": pod.name,
+            "namespace": pod.spec.namespace,
+            "trust_domain": TRUST_DOMAIN,
+            "policy_text": pod.spec.policy_text,
+            "policy_source": pod.spec.policy_source,
+            "task": pod.spec.task,
+            "egress": False,
+            "trusted_workspace": pod.spec.trust_workspace,
+            "isolation": self._backend.facts().backend,
+            "uid": runtime.GATE_UID + pod.slot.number if self._root else os.geteuid(),
+            "agent": pod.spec.agent is not None,
+            "agent_id": _spiffe(pod.spec.namespace, f"agent-{pod.name}"),
+            "orchestrator_id": _spiffe(pod.spec.namespace, f"orchestrator-{pod.name}"),
+            "test_seam": pod.spec.test_seam,
+        }
+        answer = await self._loop.within(
+            ANSWER_SECONDS, self._template.call("spawn", ends, config=config), "the gate template"
+        )
+        close_all(answer.fds)
+        pod.gate = int(answer.body["pid"])
+        with suppress(ProcessLookupError):
+            pod.gate_pidfd = os.pidfd_open(pod.gate)
+        if pod.gate_pidfd < 0:
+            pod.gate_gone.set(None)
+            raise SandboxError("the gate ended at its start", rule="pod.gate")
+        self._loop.on_readable(pod.gate_pidfd, lambda: self._gate_died(pod))
+        return answer.body
+
+    async def _register(
+        self, pod: Pod, facts: dict[str, Any], authority: socket.socket, listener: socket.socket | None
+    ) -> None:
+        """Step 4; the requests go out together, the authority answers them in their order."""
+        answers = [
+            self._authority.call(
+                "register_pod",
+                pod=pod.name,
+                namespace=pod.spec.namespace,
+                policy_digest=facts["policy_digest"],
+                policy_name=facts["policy_name"],
+                isolation=self._backend.facts().as_dict(),
+                trusted_workspace=pod.spec.trust_workspace,
+            ),
+            self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
+        ]
+        pod.registered = True
+        if listener is not None:
+            uid = self._backend.uid(pod.slot.number, "agent") or os.geteuid()
+            answers.append(self._authority.call("attach", [listener.fileno()], role="workload", pod=pod.name, uid=uid))
+        for answer in answers:
+            await self._loop.within(ANSWER_SECONDS, answer, "the authority")
+
+    def _workload(self, pod: Pod) -> socket.socket:
+        return workload_socket(pod.plan.workload, self._backend.uid(pod.slot.number, "agent"))
+
+    def _ended(self, pod: Pod, kind: str, how: dict[str, Any]) -> None:
+        """A compartment's pid 1 has ended."""
+        if pod.destroying is not None or not pod.started:
+            return
+        if kind == "agent":
+            pod.notify({"event": "agent_exit", "pod": pod.name, "code": how["code"], "signal": how["signal"]})
+        else:
+            self._fail(pod, SandboxError("the work compartment ended", rule="pod.work"))
+
+    def _gate_died(self, pod: Pod) -> None:
+        self._loop.forget(pod.gate_pidfd)
+        pod.gate_gone.set(None)
+        if pod.destroying is None and pod.started:
+            self._fail(pod, SandboxError("the pod's gate ended", rule="pod.gate"))
+
+    def _fail(self, pod: Pod, error: NucleusError) -> None:
+        body = {"code": error.code, "message": error.message, "rule": error.rule, "next_step": error.next_step}
+        pod.notify({"event": "pod_failed", "pod": pod.name, "error": body})
+        self.destroy(pod, error.message)
+
+    def destroy(self, pod: Pod, reason: str) -> Future[None]:
+        """Begin (or join) the destruction of one pod."""
+        if pod.destroying is None:
+            pod.destroying = Future()  # set before the task's first step, which may already ask
+            done = pod.destroying
+            work = self._loop.task(self._destroy(pod, reason))
+            work.when_done(lambda: done.set(None))
+        return pod.destroying
+
+    async def _destroy(self, pod: Pod, reason: str) -> None:
+        if pod.making is not None:
+            with suppress(Exception):  # it could not be made, and undid itself; the rest must go on
+                await self._backend.destroy(await pod.making)
+        # The gate drains by itself once the hands' channel is gone: it settles and records what was running.
+        if pod.gate_pidfd >= 0:
+            with suppress(SandboxError):
+                await self._loop.within(DRAIN_SECONDS, _mirror(pod.gate_gone), "the gate")
+            if not pod.gate_gone.done:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pod.gate_pidfd, signal.SIGKILL)
+                with suppress(SandboxError):
+                    await self._loop.within(DRAIN_SECONDS, _mirror(pod.gate_gone), "the gate")
+            self._loop.forget(pod.gate_pidfd)
+            os.close(pod.gate_pidfd)
+            pod.gate_pidfd = -1
+        if pod.registered:
+            with suppress(NucleusError):
+                closing = self._authority.call("close_pod", pod=pod.name, reason=reason)
+                await self._loop.within(ANSWER_SECONDS, closing, "the authority")
+        close_all([pod.plan.workspace, *pod.plan.stdio])
+        shutil.rmtree(pod.directory, ignore_errors=True)
+        pod.slot.release()
+        self.all.pop(pod.name, None)
+
+
+def _mirror(future: Future[None]) -> Future[None]:
+    """A future of its own that follows another: a deadline on it must not resolve the first."""
+    copy: Future[None] = Future()
+    future.when_done(lambda: copy.set(None))
+    return copy
+
+
+def _spiffe(namespace: str, name: str) -> str:
+    return f"spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{name}"
+
+
+def _check_descriptors(spec: PodSpec, fds: list[int]) -> None:
+    wanted = 1 + (3 if spec.agent is not None and spec.agent.stdio == "pipes" else 0)
+    if len(fds) != wanted:
+        raise SandboxError(f"create_pod with {len(fds)} descriptors where {wanted} are needed", rule="spec.descriptors")

@@ -1,0 +1,261 @@
+"""Where Nucleus keeps things on this machine, and how a launcher reaches a builder.
+
+Promises: the runtime directory is ours, a real directory, mode 0700, or it is refused; a slot is held by an exclusive
+lock on a file in it, so two builders never use one slot's uids at a time; `open_builder` returns a connected
+seqpacket channel or raises.
+Relies on: a sticky /tmp when there is no XDG_RUNTIME_DIR. Does not: remove the state directory, ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import sys
+import time
+
+from nucleus.errors import SandboxError
+
+SLOTS = 65_536
+START_SECONDS = 10.0  # how long a helper may take to listen
+AUTHORITY_UID = 0x70000001
+GATE_UID = 0x70010000
+POD_UID = 0x70100000
+
+
+def state_dir() -> str:
+    """`NUCLEUS_STATE`, /var/lib/nucleus for root, or $XDG_STATE_HOME/nucleus (~/.local/state/nucleus). Not created."""
+    named = os.environ.get("NUCLEUS_STATE")
+    if named:
+        return _absolute(named, "NUCLEUS_STATE")
+    if os.geteuid() == 0:
+        return "/var/lib/nucleus"
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(_home(), ".local/state")
+    return os.path.join(_absolute(base, "XDG_STATE_HOME"), "nucleus")
+
+
+def runtime_dir() -> str:
+    """`NUCLEUS_RUNTIME`, /run/nucleus for root, $XDG_RUNTIME_DIR/nucleus or /tmp/nucleus-<uid>; created and verified.
+
+    Raises:
+        SandboxError: rule ``runtime.dir``: it is not ours alone.
+    """
+    named = os.environ.get("NUCLEUS_RUNTIME")
+    xdg = os.environ.get("XDG_RUNTIME_DIR")
+    if named:
+        path = _absolute(named, "NUCLEUS_RUNTIME")
+    elif os.geteuid() == 0:
+        path = "/run/nucleus"
+    elif xdg:
+        path = os.path.join(_absolute(xdg, "XDG_RUNTIME_DIR"), "nucleus")
+    else:
+        path = f"/tmp/nucleus-{os.geteuid()}"  # noqa: S108 -- verified below: ours, not a link, 0700
+    private_directory(path)
+    return path
+
+
+def private_directory(path: str) -> None:
+    """Make `path` (one level) with mode 0700, or verify that it is ours and closed to others.
+
+    Raises:
+        SandboxError: rule ``runtime.dir``.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise SandboxError(f"{path}: {error.strerror}", rule="runtime.dir") from error
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise SandboxError(
+            f"{path} is not a directory of ours with mode 0700",
+            rule="runtime.dir",
+            next_step=f"Remove {path} or name another directory with NUCLEUS_RUNTIME.",
+        )
+
+
+def prepare_state(path: str) -> None:
+    """Make the state directory, 0700; as root it belongs to the authority's uid.
+
+    Raises:
+        SandboxError: rule ``runtime.state``: somebody else owns it.
+    """
+    owner = AUTHORITY_UID if os.geteuid() == 0 else os.geteuid()
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+            os.chown(path, owner, owner if os.geteuid() == 0 else -1)
+        except FileExistsError:
+            pass
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and owner == AUTHORITY_UID and not os.listdir(path):
+            os.chown(path, owner, owner, follow_symlinks=False)  # an empty one that root made, such as a test's
+            os.chmod(path, 0o700)
+            found = os.lstat(path)
+    except OSError as error:
+        raise SandboxError(f"{path}: {error.strerror}", rule="runtime.state") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
+        raise SandboxError(f"{path} is not a directory of uid {owner}", rule="runtime.state")
+
+
+class Slot:
+    """One numbered place of this machine, ours until `release`."""
+
+    def __init__(self, number: int, lock: int, path: str) -> None:
+        self.number = number
+        self._lock = lock
+        self._path = path
+
+    def release(self) -> None:
+        """Give it back; the file goes first, while the lock still keeps others from taking it."""
+        if self._lock >= 0:
+            os.unlink(self._path)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def take_slot(runtime: str) -> Slot:
+    """Lock the lowest free slot.
+
+    Raises:
+        SandboxError: rule ``pod.slots``: all are taken.
+    """
+    directory = os.path.join(runtime, "slots")
+    private_directory(directory)
+    for number in range(SLOTS):
+        path = os.path.join(directory, str(number))
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have unlinked the file between our open and our lock.
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return Slot(number, lock, path)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
+                os.close(lock)
+                raise
+        os.close(lock)
+    raise SandboxError(f"all {SLOTS} slots are taken", rule="pod.slots")
+
+
+def open_builder(use_helper: bool = True) -> socket.socket:
+    """A channel to a builder: the resident helper, started when there is none, or a private one.
+
+    Raises:
+        SandboxError: no builder can be reached.
+    """
+    return (connect_helper() or start_helper()) if use_helper else private_builder()
+
+
+def connect_helper() -> socket.socket | None:
+    """A channel to the helper that runs, or None."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        channel.connect(os.path.join(runtime_dir(), "helper.sock"))
+        _check_owner(channel)
+    except (FileNotFoundError, ConnectionRefusedError):
+        channel.close()
+        return None
+    except BaseException:
+        channel.close()
+        raise
+    _enlarge(channel)
+    return channel
+
+
+def start_helper() -> socket.socket:
+    """Start the resident helper and connect.
+
+    Raises:
+        SandboxError: rule ``helper.start``.
+    """
+    runtime = runtime_dir()
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    try:
+        _spawn(["--helper", "--state", state_dir(), "--runtime", runtime], tell, detach=True)
+        os.close(tell)
+        tell = -1
+        os.read(ready, 1)  # one byte once it listens; the end when it did not or another helper has the lock
+    finally:
+        os.close(ready)
+        if tell >= 0:
+            os.close(tell)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        channel = connect_helper()
+        if channel is not None:
+            return channel
+        time.sleep(0.01)
+    raise SandboxError(
+        "the resident helper did not start",
+        rule="helper.start",
+        next_step="Run the command again with --no-helper to see the reason.",
+    )
+
+
+def private_builder() -> socket.socket:
+    """Start a builder of our own over a socketpair; it ends when the channel closes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    _enlarge(ours)
+    try:
+        _spawn(["--private", "--state", state_dir(), "--runtime", runtime_dir()], theirs.fileno(), detach=False)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours
+
+
+def _spawn(arguments: list[str], channel: int, *, detach: bool) -> None:
+    """Fork and exec the builder with `channel` as descriptor 3; detached, in a session of its own without a terminal.
+
+    Two forks in both cases, so that it is nobody's child to wait for.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.fork() != 0:
+                os._exit(0)
+            os.setsid()
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2) if detach else (0, 1):
+                os.dup2(null, fd)
+            os.dup2(channel, 3) if channel != 3 else os.set_inheritable(3, True)
+            os.closerange(4, 65_536)
+            os.chdir("/")
+            environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+            command = [sys.executable, "-I", "-m", "nucleus.pod.builder", *arguments]
+            os.execve(command[0], command, environment)  # noqa: S606 -- no shell is what we want
+        finally:
+            os._exit(127)
+    os.waitpid(pid, 0)
+
+
+def _check_owner(channel: socket.socket) -> None:
+    """The helper is root's or ours; anybody else's is refused before it hears a word."""
+    import struct
+
+    _, uid, _ = struct.unpack("=iII", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.geteuid()):
+        raise SandboxError(f"the helper belongs to uid {uid}", rule="helper.owner")
+
+
+def _enlarge(channel: socket.socket) -> None:
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 524_288)
+
+
+def _absolute(path: str, what: str) -> str:
+    if not path.startswith("/"):
+        raise SandboxError(f"{what} is not an absolute path", rule="runtime.dir")
+    return os.path.normpath(path)
+
+
+def _home() -> str:
+    import pwd
+
+    return os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
