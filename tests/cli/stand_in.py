@@ -185,7 +185,7 @@ class StandIn:
         if agent is not None and agent["stdio"] == "pty":
             master, slave = os.openpty()
             out.append(master)
-        send_packet(peer, {"id": number, "ok": {"pod": POD, "isolation": ISOLATION}}, out)
+        send_packet(peer, {"id": number, "ok": {"pod": POD, "isolation": ISOLATION, "budget_limit": 2_500_000}}, out)
         theirs.close()
         if slave >= 0:
             os.close(out[1])

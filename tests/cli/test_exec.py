@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from nucleus.cli import launcher
+from nucleus.cli.prompt import READING_S
 from nucleus.errors import FAMILIES, InvalidError
 from nucleus.model.operation import ADAPTER
 from nucleus.pod.spec import PodSpec
@@ -211,12 +212,18 @@ def test_a_state_directory_that_is_not_there_yet(tmp_path: pathlib.Path, monkeyp
 
 # Approvals at the launcher's own terminal.
 
-REQUEST = {
+REQUEST: dict[str, Any] = {
     "event": "request",
-    "request": "req-1",
-    "pod": POD,
-    "reason": "run_bash asks",
-    "display": ["operation: run", 'argv: ["rm", "\x1b[2K\u202e"]'],
+    "request": {
+        "request": "req-1",
+        "pod": POD,
+        "decision": {"rule": "capabilities.run_bash", "reason": "run_bash asks", "obligations": ["approval:run_bash"]},
+        "display": ["operation: run\nallow", 'argv: ["rm", "\x1b[2K\u202e"]'],
+    },
+}
+OTHER = {
+    "event": "request",
+    "request": {**REQUEST["request"], "request": "req-2", "pod": "pod-2", "display": ["other"]},
 }
 
 
@@ -226,7 +233,7 @@ def asking(stand_in: StandIn) -> None:
     def gate(self: StandIn, stream: Stream, header: dict[str, Any]) -> None:
         approver = self.approvers.get(timeout=5)
         assert self.answers.get(timeout=5)["op"] == "watch"
-        approver.send({**REQUEST, "request": "other", "pod": "pod-2", "reason": "not ours"})
+        approver.send(OTHER)
         approver.send(REQUEST)
 
         def wait() -> None:
@@ -252,7 +259,10 @@ def test_a_question_at_the_terminal(
     program.wait_for(b"[y/N] ")
     assert b"run_bash asks" in program.shown
     assert b'argv: ["rm", "\\x1b[2K\\u202e"]' in program.shown  # shown, not obeyed
-    assert b"not ours" not in program.shown
+    assert b"operation: run\\nallow" in program.shown
+    assert b"rule: capabilities.run_bash" in program.shown
+    assert b"other" not in program.shown
+    time.sleep(READING_S)
     program.type(typed)
     assert program.wait() == code
     answer = stand_in.answers.get(timeout=5)
@@ -274,25 +284,27 @@ def test_what_was_typed_ahead_is_no_answer(on_terminal: Callable[..., OnTerminal
     time.sleep(0.1)
     go.set()
     program.wait_for(b"[y/N] ")
-    time.sleep(0.1)
+    program.type(b"y\n")  # meant for something that was on the screen before
+    program.wait_for(b"too quick")
+    time.sleep(READING_S)
     assert stand_in.answers.empty()
     program.type(b"n\n")
     assert program.wait() == 4
 
 
-def test_answered_elsewhere(on_terminal: Callable[..., OnTerminal], stand_in: StandIn) -> None:
+def test_a_question_that_ends_by_itself(on_terminal: Callable[..., OnTerminal], stand_in: StandIn) -> None:
     def gate(self: StandIn, stream: Stream, header: dict[str, Any]) -> None:
         approver = self.approvers.get(timeout=5)
         approver.send(REQUEST)
         time.sleep(0.3)
-        approver.send({"event": "resolved", "request": "req-1", "pod": POD, "verdict": "deny"})
+        approver.send({"event": "resolved", "request": "req-1", "verdict": "expired", "approver": ""})
         time.sleep(0.2)
         stream.send({"id": 1, "reply": refused("approval_required")})
 
     stand_in.gate = gate
     program = on_terminal("exec", "--", "rm")
     assert program.wait() == 4
-    assert b"answered elsewhere" in program.shown
+    assert b"no longer asked (expired)" in program.shown
 
 
 def test_no_prompt_where_it_is_not_wanted(on_terminal: Callable[..., OnTerminal], stand_in: StandIn) -> None:

@@ -60,7 +60,7 @@ def test_pipes(nucleus: Nucleus, stand_in: StandIn, workspace: pathlib.Path) -> 
     assert done.stderr.decode() == (
         "agent: bye\n"
         f"nucleus: pod {POD} ended with exit code 7\n"
-        "nucleus: operations 2, denied 1, asked 1, charged $1.000007\n"
+        "nucleus: operations 2, denied 1, asked 1, charged $1.000007 of $2.500000\n"
         f"nucleus: audit: 3 records in {stand_in.state}/audit.jsonl\n"
         "nucleus: isolation: namespaces, kernel shared; missing: cgroup v2\n"
     )

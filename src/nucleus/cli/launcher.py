@@ -93,13 +93,7 @@ class Launcher:
         if len(packet.fds) != (2 if pty else 1):
             packets.close_all(packet.fds)
             raise _gone(": it sent the wrong descriptors")
-        isolation = packet.body.get("isolation")
-        return Pod(
-            str(packet.body.get("pod", "")),
-            isolation if isinstance(isolation, dict) else {},
-            socket.socket(fileno=packet.fds[0]),
-            packet.fds[1] if pty else -1,
-        )
+        return Pod(packet.body, socket.socket(fileno=packet.fds[0]), packet.fds[1] if pty else -1)
 
     def attach_approver(self) -> socket.socket:
         """A channel to the authority with the approver's role."""
@@ -121,11 +115,16 @@ class Launcher:
 
 
 class Pod:
-    """A running pod. `gate` is our channel to its gate, `pty` the agent's master or -1; both are ours to close."""
+    """A running pod. `gate` is our channel to its gate, `pty` the agent's master or -1; both are ours to close.
 
-    def __init__(self, name: str, isolation: dict[str, Any], gate: socket.socket, pty: int) -> None:
-        self.name = name
-        self.isolation = isolation
+    `isolation` and `budget_limit` (micro-dollars) are as the builder answered.
+    """
+
+    def __init__(self, answer: dict[str, Any], gate: socket.socket, pty: int) -> None:
+        isolation, limit = answer.get("isolation"), answer.get("budget_limit")
+        self.name = str(answer.get("pod", ""))
+        self.isolation: dict[str, Any] = isolation if isinstance(isolation, dict) else {}
+        self.budget_limit = limit if type(limit) is int else 0
         self.gate = gate
         self.pty = pty
 

@@ -2,7 +2,7 @@
 
 Numbered steps of one question:
  1. only requests of our own pod; others wait for their own approver;
- 2. what was typed before the question is thrown away: nobody says yes to what they have not seen;
+ 2. what was typed before the question, or too soon after it, is thrown away: no yes to what was not seen;
  3. foreign text is escaped, however it came;
  4. anything but a plain yes is a no; the end of the terminal is the end of the approver, which is a no.
 Does not: hold or see a token; the authority keeps them.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import termios
+import time
 
 from nucleus.cli.main import printable
 from nucleus.sdk import wire
@@ -21,7 +22,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+QUESTION = "allow this once? [y/N] "
+READING_S = 0.3  # an answer that comes sooner was meant for something else
 _LINE = 1024  # bytes of an answer
+_QUEUE = 64  # requests of our pod that wait for the question before them
 
 
 def open_terminal() -> int:
@@ -47,6 +51,7 @@ class Prompt:
         self._reader = wire.Reader()
         self._queue: list[dict[str, Any]] = []
         self._asking: dict[str, Any] | None = None
+        self._since = 0.0
         self._number = 1
         channel.sendall(wire.encode({"id": 1, "op": "watch"}))
 
@@ -92,31 +97,40 @@ class Prompt:
                 self._asking = None
 
     def _event(self, header: dict[str, Any]) -> None:
-        kind, request = header.get("event"), header.get("request")
-        if kind == "request" and (header.get("pod") or _part(header, "pod")) == self.pod:  # 1
-            if len(self._queue) < 64:
-                self._queue.append(header)
-        elif kind == "resolved":
-            self._queue = [item for item in self._queue if _name(item) != _name(header)]
-            if self._asking is not None and _name(self._asking) == _name(header):
-                self._say("\nnucleus: answered elsewhere, or expired\n")
+        request = header.get("request")
+        if header.get("event") == "request" and isinstance(request, dict):
+            if request.get("pod") == self.pod and len(self._queue) < _QUEUE:  # 1
+                self._queue.append(request)
+        elif header.get("event") == "resolved":
+            self._queue = [item for item in self._queue if item.get("request") != request]
+            if self._asking is not None and self._asking.get("request") == request:
+                self._say(f"\nnucleus: no longer asked ({header.get('verdict')})\n")
                 self._asking = None
-        del request
 
-    def _ask(self, header: dict[str, Any]) -> None:
-        self._asking = header
+    def _ask(self, request: dict[str, Any]) -> None:
+        self._asking = request
         termios.tcflush(self._terminal, termios.TCIFLUSH)  # 2
-        lines = header.get("display") or _part(header, "display") or []
-        reason = header.get("reason") or _part(header, "reason") or ""
-        shown = [str(line) for line in lines] if isinstance(lines, list) else []
-        text = "\n".join(["", f"nucleus: approval needed: {reason}", *(f"  {line}" for line in shown)])
-        self._say(text + "\nallow this once? [y/N] ")
+        decision, display = request.get("decision"), request.get("display")
+        decision = decision if isinstance(decision, dict) else {}
+        lines = [
+            "",
+            f"nucleus: approval needed: {decision.get('reason', '')}",
+            f"  rule: {decision.get('rule', '')}",
+            *(f"  {line}" for line in (display if isinstance(display, list) else [])),
+        ]
+        # One line stays one line, so that no text of the operation's can look like a question of ours.
+        self._say("\n".join(line.replace("\n", "\\n") for line in lines) + "\n" + QUESTION)
+        self._since = time.monotonic()
 
     def _answered(self) -> None:
         try:
             answer = os.read(self._terminal, _LINE)
         except OSError:
             answer = b""
+        if answer and time.monotonic() - self._since < READING_S:  # 2
+            self._say(f"nucleus: too quick to have been read\n{QUESTION}")
+            self._since = time.monotonic()
+            return
         asked, self._asking = self._asking, None
         assert asked is not None
         yes = answer.strip().lower() in (b"y", b"yes")  # 4
@@ -124,7 +138,7 @@ class Prompt:
         message = {
             "id": self._number,
             "op": "approve" if yes else "deny",
-            "request": _name(asked),
+            "request": asked.get("request"),
             "reason": "answered at the launcher's terminal",
         }
         try:
@@ -139,17 +153,3 @@ class Prompt:
             os.write(self._terminal, printable(text).encode("utf-8", "backslashreplace"))  # 3
         except OSError:
             return
-
-
-def _part(header: dict[str, Any], name: str) -> Any:
-    """A field of the request's object, where the event carries one."""
-    request = header.get("request")
-    return request.get(name) if isinstance(request, dict) else None
-
-
-def _name(header: dict[str, Any]) -> str:
-    """The request's id, from the event or from the object in it."""
-    request = header.get("request")
-    if isinstance(request, dict):
-        request = request.get("request") or request.get("id")
-    return str(request or "")

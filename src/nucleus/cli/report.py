@@ -29,6 +29,7 @@ class Summary:
     denied: int = 0
     asked: int = 0
     charged: int = 0
+    budget: int = 0
     records: int = 0
     unreadable: int = 0
     problem: str = ""
@@ -43,10 +44,8 @@ class Summary:
         if self.problem:
             rows.append(f"audit log {self.log}: {self.problem}")
         else:
-            rows.append(
-                f"operations {self.operations}, denied {self.denied}, asked {self.asked}, "
-                f"charged ${self.charged // 1_000_000}.{self.charged % 1_000_000:06d}"
-            )
+            spent = f"charged {dollars(self.charged)} of {dollars(self.budget)}"
+            rows.append(f"operations {self.operations}, denied {self.denied}, asked {self.asked}, {spent}")
             rows.append(f"audit: {self.records} records in {self.log}")
             if self.unreadable:
                 rows.append(f"audit: {self.unreadable} lines are no records; run `nucleus audit verify`")
@@ -54,12 +53,19 @@ class Summary:
         return "".join(f"nucleus: {row}\n" for row in rows)
 
 
+def dollars(micro: int) -> str:
+    """Micro-dollars as dollars, exactly."""
+    return f"${micro // 1_000_000}.{micro % 1_000_000:06d}"
+
+
 def isolation_line(isolation: dict[str, Any]) -> str:
-    """The backend, whose kernel it is, and what this machine could not give."""
-    missing = isolation.get("missing")
-    names = ", ".join(map(str, missing)) if isinstance(missing, list) and missing else ""
+    """The backend, whose kernel it is, what this machine could not give, and what else there is to know."""
     line = f"isolation: {isolation.get('backend', 'unknown')}, kernel {isolation.get('kernel', 'unknown')}"
-    return f"{line}; missing: {names}" if names else line
+    for name in ("missing", "notes"):
+        values = isolation.get(name)
+        if isinstance(values, list) and values:
+            line += f"; {name}: {', '.join(map(str, values))}"
+    return line
 
 
 def position(state_dir: str) -> int:

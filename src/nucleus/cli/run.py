@@ -86,9 +86,8 @@ def main(argv: list[str]) -> int:
             code, pod = (_with_pty if pty else _with_pipes)(launcher, spec, workspace, ask)
         finally:
             os.close(workspace)
-        _close(launcher, pod)
     summary = report.summarize(state_dir(), offset, pod.name)
-    summary.isolation, summary.exit_code = pod.isolation, code
+    summary.isolation, summary.exit_code, summary.budget = pod.isolation, code, pod.budget_limit
     _print(summary, options["json"])
     return code
 
@@ -103,11 +102,12 @@ def _print(summary: report.Summary, as_json: bool) -> None:
 
 
 def _close(launcher: Launcher, pod: Pod) -> None:
-    """End the pod, so that its last record is in the log before we count."""
+    """End the pod, and wait: its last record has to be in the log before we count."""
     try:
         launcher.call("close_pod", pod=pod.name)
     except NucleusError:
         pass  # it is gone already; the log says how
+    pod.close()
 
 
 def _with_pty(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool) -> tuple[int, Pod]:
@@ -127,7 +127,7 @@ def _with_pty(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: boo
     except Ended as ended:
         return 128 + ended.number, pod
     finally:
-        pod.close()
+        _close(launcher, pod)
 
 
 def _with_pipes(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool) -> tuple[int, Pod]:
@@ -154,7 +154,7 @@ def _with_pipes(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: b
         try:
             return _Session(launcher, pod, pumps, pumps[1:], prompt).run(), pod
         finally:
-            pod.close()
+            _close(launcher, pod)
     finally:
         for pump in pumps:
             pump.close()

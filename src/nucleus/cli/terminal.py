@@ -78,7 +78,7 @@ class Raw:
             mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
             mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
             mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-            termios.tcsetattr(self._fd, termios.TCSAFLUSH, mode)
+            termios.tcsetattr(self._fd, termios.TCSANOW, mode)
             self._resized()
         except BaseException:
             self._restore()
@@ -89,9 +89,13 @@ class Raw:
         self._restore()
 
     def _restore(self) -> None:
+        for ending in _ENDING:
+            signal.signal(ending, signal.SIG_IGN)  # we are ending; a second signal must not cut this short
         try:
-            # What was typed for the agent and not read by it must not become a command of the shell: flush.
-            termios.tcsetattr(self._fd, termios.TCSAFLUSH, self._saved)
+            # What was typed for the agent and not read by it must not become a command of the shell. Not TCSAFLUSH:
+            # it waits until a terminal that may hang has shown everything.
+            termios.tcflush(self._fd, termios.TCIFLUSH)
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
         except termios.error:
             pass  # the terminal is gone
         for number, handler in self._handlers.items():

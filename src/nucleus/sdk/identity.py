@@ -11,6 +11,7 @@ Does not: verify the SVID's own profile (X509-SVID section 5): the gate does, on
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -25,6 +26,7 @@ from nucleus.sdk import wire
 ENDPOINT_ENV = "SPIFFE_ENDPOINT_SOCKET"  # SPIFFE Workload Endpoint, section 4: unix:///path
 DEFAULT_ENDPOINT = "unix:///run/nucleus/workload.sock"
 FETCH_TIMEOUT_S = 10.0
+_MFD_NOEXEC_SEAL = 8  # memfd_create(2)
 _MAX_REPLY = 262_144  # bytes; a chain, a key and a bundle
 
 
@@ -114,7 +116,7 @@ def tls_context(svid: Svid) -> ssl.SSLContext:
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_verify_locations(cadata=svid.bundle_pem)
-        fd = os.memfd_create("svid", os.MFD_CLOEXEC)
+        fd = _memfd()
         try:
             with open(fd, "wb", closefd=False) as chain:
                 chain.write((svid.cert_pem.rstrip("\n") + "\n" + svid.key_pem).encode("ascii"))
@@ -125,6 +127,15 @@ def tls_context(svid: Svid) -> ssl.SSLContext:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise IdentityError("bad_svid", f"the SVID cannot be loaded: {type(error).__name__}") from error
     return context
+
+
+def _memfd() -> int:
+    try:
+        return os.memfd_create("svid", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # kernels before 6.3 do not know the flag, those after may insist on it
+            raise
+        return os.memfd_create("svid", os.MFD_CLOEXEC)
 
 
 def check_peer(sock: ssl.SSLSocket, gate_id: str) -> None:
