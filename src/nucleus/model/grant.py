@@ -8,8 +8,6 @@ Does not: survive a process, travel over a wire, or protect against code in our 
 
 from __future__ import annotations
 
-from typing import Never
-
 from nucleus.errors import DeniedError
 from nucleus.model.operation import Base, operation_hash
 
@@ -21,7 +19,7 @@ class Grant:
     operation_hash: str
     _spent: bool
 
-    def __init__(self) -> Never:
+    def __init__(self) -> None:
         raise TypeError("a Grant is minted by gate.pipeline after a decision; it has no public constructor")
 
     def spend(self, operation: Base) -> None:

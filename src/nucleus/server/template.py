@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
@@ -39,7 +40,7 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     warm = False
     while True:
-        ready, _, _ = select.select([control, wake_read], [], [], None if warm else _IDLE_S)
+        ready: list[int] = select.select([control.fileno(), wake_read], [], [], None if warm else _IDLE_S)[0]
         if not ready:
             _warm_up()
             warm = True
@@ -47,8 +48,8 @@ def main() -> int:
         if wake_read in ready:
             os.read(wake_read, 4096)
             _reap(control)
-        if control in ready:
-            packet = packets.receive(control, max_fds=4)
+        if control.fileno() in ready:
+            packet = packets.recv_packet(control, max_fds=4)
             if packet is None:
                 return 0
             if (child := _spawn(control, packet.body, packet.fds)) is not None:
@@ -74,16 +75,16 @@ def _reap(control: socket.socket) -> None:
             return
         if pid == 0:
             return
-        packets.send(control, {"event": "gate_exit", "pid": pid, "status": status})
+        packets.send_packet(control, {"event": "gate_exit", "pid": pid, "status": status})
 
 
-def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Any:
+def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Callable[[], int] | None:
     """Fork a gate. In the child returns what it has to run; in the template None."""
     if request.get("op") != "spawn" or len(fds) not in (3, 4) or not isinstance(request.get("config"), dict):
         for fd in fds:
             os.close(fd)
         error = SandboxError("malformed request to the gate template", rule="gate.template")
-        packets.send(control, {"id": request.get("id"), "error": error_object(error)})
+        packets.send_packet(control, {"id": request.get("id"), "error": error_object(error)})
         return None
     if os.fork() != 0:
         for fd in fds:
@@ -105,11 +106,11 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
         syscalls.set_name("nucleus-gate")
         policy = parse_policy(config.policy_text, config.policy_source)
     except NucleusError as error:
-        packets.send(control, {"id": request.get("id"), "error": error_object(error)})
+        packets.send_packet(control, {"id": request.get("id"), "error": error_object(error)})
         return error.exit_code
     except OSError as error:
         failed = SandboxError(f"gate start: {error.strerror}", rule="gate.start")
-        packets.send(control, {"id": request.get("id"), "error": error_object(failed)})
+        packets.send_packet(control, {"id": request.get("id"), "error": error_object(failed)})
         return failed.exit_code
     facts = {
         "pid": os.getpid(),
@@ -120,7 +121,7 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
         "budget_limit": policy.budget_limit,
         "floor": policy.isolation_floor,
     }
-    packets.send(control, {"id": request.get("id"), "ok": facts})
+    packets.send_packet(control, {"id": request.get("id"), "ok": facts})
     control.close()
     authority, hands, launcher, *rest = sockets
     asyncio.run(gate.serve(config, policy, authority, hands, launcher, rest[0] if rest else None))
