@@ -1,0 +1,1 @@
+"""The in-pod executor: what the gate decided, done inside the work compartment. Untrusted by everyone else."""
