@@ -110,7 +110,9 @@ def main() -> int:
         commands = dict(children.COMMANDS)
         for name in ("authority", "template"):
             commands[name] = (sys.executable, "-I", os.path.abspath(__file__), name)
-        if os.environ.get("FAKE_ZYGOTE"):
+        import importlib.util
+
+        if importlib.util.find_spec("nucleus.hands.main") is None:
             commands["zygote"] = (sys.executable, "-I", os.path.abspath(__file__), "zygote")
         return builder.main(sys.argv[2:], commands)
     if role == "zygote":

@@ -1,0 +1,21 @@
+"""One builder per credential and module: starting one costs a Python start or four."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import Builder
+
+
+@pytest.fixture(scope="module", params=["root", "user"])
+def builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
+    """A builder as root, then as an ordinary user."""
+    made = Builder.start(request.param)
+    yield made
+    made.stop()
