@@ -278,6 +278,34 @@ def test_a_cancelled_call_is_not_answered(start_gate: Start, connect: Connect) -
         live.close()
 
 
+def test_a_long_call_reports_progress_to_those_who_asked(
+    start_gate: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "PROGRESS_S", 0.05)
+    slow = Slow()
+    live = Live(connect(start_gate(slow)))
+    try:
+        for number, meta in ((1, {"progressToken": "t"}), (2, {"progressToken": True}), (3, "x")):
+            params = {"name": "run", "arguments": {"argv": ["x"]}, "_meta": meta}
+            live.send(request("tools/call", params, number))
+        live.wait(3)
+        notes = live.out[1:3]
+        assert [note["method"] for note in notes] == ["notifications/progress"] * 2
+        assert [note["params"]["progress"] for note in notes] == [1, 2]
+        assert {note["params"]["progressToken"] for note in notes} == {"t"}
+        slow.leave.set()
+        deadline = time.monotonic() + 5
+        while live._server._calls and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.1)
+        count = len(live.out)
+        time.sleep(0.15)
+        assert len(live.out) == count  # answered: no more notes
+    finally:
+        slow.leave.set()
+        live.close()
+
+
 def test_calls_in_flight_are_bounded(start_gate: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "MAX_CALLS", 2)
     slow = Slow()

@@ -11,6 +11,7 @@ Does not: decide, validate arguments, or ask anybody: this process is the agent'
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -26,6 +27,9 @@ from nucleus.sdk.tools import NAMES, TOOLS
 PROTOCOLS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
 MAX_LINE = 16_777_216  # bytes of one message; nucleus.limits.LIMITS.request_bytes
 MAX_CALLS = 32  # calls in flight
+PROGRESS_S = (
+    10.0  # between two progress notes of one call, for clients that asked: a person may take minutes to approve
+)
 DRAIN_S = 5.0  # after the client closed our input, calls may still end by themselves for this long
 VERSION = "0.1.0"
 INSTRUCTIONS = (
@@ -156,7 +160,8 @@ class Server:
             arguments = {}
         if not isinstance(arguments, dict):
             raise _RpcError(INVALID_PARAMS, "arguments is not an object")
-        cancellation = Cancellation()
+        token = _progress_token(params)
+        cancellation, done = Cancellation(), threading.Event()
         with self._lock:
             if identifier in self._calls:
                 raise _RpcError(INVALID_REQUEST, "this id is in use")
@@ -164,11 +169,15 @@ class Server:
                 raise _RpcError(BUSY, f"{MAX_CALLS} calls are in flight")
             self._calls[identifier] = cancellation
         threading.Thread(
-            target=self._carry_out, args=(identifier, name, arguments, cancellation), name=f"call-{name}", daemon=True
+            target=self._carry_out, args=(identifier, name, arguments, cancellation, done), daemon=True
         ).start()
+        if token is not None:
+            threading.Thread(target=self._progress, args=(token, done), daemon=True).start()
         return None
 
-    def _carry_out(self, identifier: Id, name: str, arguments: Message, cancellation: Cancellation) -> None:
+    def _carry_out(
+        self, identifier: Id, name: str, arguments: Message, cancellation: Cancellation, done: threading.Event
+    ) -> None:
         """The body of a call's thread. Whatever happens, it is answered, unless it was cancelled."""
         try:
             reply = self._the_gate().exchange(name, arguments, cancellation)
@@ -181,8 +190,17 @@ class Server:
         with self._lock:
             del self._calls[identifier]
             cancelled = cancellation.cancelled
+        done.set()
         if not cancelled:
             self._send({"jsonrpc": "2.0", "id": identifier, "result": result})
+
+    def _progress(self, token: Id, done: threading.Event) -> None:
+        """Say that the call is still on its way, until it is answered."""
+        count = 0
+        while not done.wait(PROGRESS_S):
+            count += 1
+            params = {"progressToken": token, "progress": count, "message": "the gate has not answered yet"}
+            self._send({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}, unless=done)
 
     def _the_gate(self) -> Gate:
         with self._lock:
@@ -211,14 +229,22 @@ class Server:
     def _fail(self, identifier: Id | None, code: int, message: str) -> None:
         self._send({"jsonrpc": "2.0", "id": identifier, "error": {"code": code, "message": message}})
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, unless: threading.Event | None = None) -> None:
         # ASCII: a lone surrogate from a file must not become a line that is not UTF-8.
         line = json.dumps(message, separators=(",", ":"), ensure_ascii=True).encode("ascii") + b"\n"
         with self._out:
+            if unless is not None and unless.is_set():
+                return
             try:
                 self._write(line)
             except OSError:
                 self._log("the client is gone")
+
+
+def _progress_token(params: Message) -> Id | None:
+    meta = params.get("_meta")
+    token = meta.get("progressToken") if isinstance(meta, dict) else None
+    return token if isinstance(token, (str, int)) and not isinstance(token, bool) else None
 
 
 def _no_constant(name: str) -> None:
