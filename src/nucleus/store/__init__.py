@@ -1,1 +1,1 @@
-"""What lasts: the budget ledger and approvals (`ledger`), the audit log's file (`audit_log`). Owned by one authority."""
+"""What lasts: budgets and approvals (`ledger`), the audit log's file (`audit_log`), profiles (`policies`)."""

@@ -1,0 +1,1 @@
+"""Approvals, without their store: tokens (`token`), `rules`, and what a person is shown (`display`)."""

@@ -1,0 +1,1 @@
+"""The tamper-evident log, without its file: what a line is (`record`), how lines hang together (`chain`), `verify`."""

@@ -1,0 +1,304 @@
+"""The approval desk: requests that wait for a person, who is there to answer, and the tokens that a yes becomes.
+
+Security steps:
+1. A request is put to a person only while one is present (`watch` or `present`); otherwise the answer is no, at once.
+2. Caps, and "no" is not asked again (`approval.rules`).
+3. What is shown is escaped here; the answer is bound to the operation's hash, not to what was shown.
+4. A decision counts once its record is durable; a decision that cannot be recorded is a no.
+5. A token is minted after that, for this operation, principal and pod; it goes to the gate that asked and nowhere else.
+6. Requests and tokens expire by the wall clock *and* by the monotonic clock.
+
+Promises: the key and the nonces are random and live in this process's memory only. Relies on: the builder, which says
+whose uid an approver's channel is. Does not: know what an operation means.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from nucleus.approval import display, token
+from nucleus.approval.rules import AskRules
+from nucleus.authority import fields
+from nucleus.authority.batch import Batch
+from nucleus.authority.streams import Stream
+from nucleus.errors import DeniedError, InvalidError, NucleusError
+from nucleus.limits import LIMITS
+
+MAX_WAITING = 48  # requests of all pods together
+PRINCIPAL_BYTES = 2_048
+
+
+@dataclass(slots=True)
+class Request:
+    """One request that waits. Times in nanoseconds; `deadline_ns` is monotonic."""
+
+    request: str
+    pod: str
+    gate: Stream
+    ident: int
+    principal: str
+    operation_hash: str
+    kind: str
+    rule: str
+    reason: str
+    obligations: list[str]
+    display: list[str]
+    asked_ns: int
+    expires_ns: int
+    deadline_ns: int
+    nonce: bytes = field(repr=False)
+
+    def shown(self, mono_ns: int) -> dict[str, Any]:
+        """As an approver sees it."""
+        return {
+            "request": self.request,
+            "pod": self.pod,
+            "principal": display.escape(self.principal),
+            "operation": self.kind,
+            "operation_hash": self.operation_hash,
+            "decision": {"rule": self.rule, "reason": self.reason, "obligations": self.obligations},
+            "display": self.display,
+            "asked_ns": self.asked_ns,
+            "expires_ns": self.expires_ns,
+            "remaining_ms": max(0, (self.deadline_ns - mono_ns) // 1_000_000),
+        }
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._key = os.urandom(token.KEY_BYTES)
+        self._key_id = os.urandom(8).hex()
+        self._waiting: dict[str, Request] = {}
+        self._rules: dict[str, AskRules] = {}
+        self._good_until: dict[str, dict[bytes, int]] = {}  # pod -> nonce -> monotonic end
+        self._present: set[Stream] = set()
+        self._watching: set[Stream] = set()
+
+    def __repr__(self) -> str:
+        return f"<Desk, {len(self._waiting)} waiting>"
+
+    # The gate's side
+
+    def ask(self, gate: Stream, ident: int, pod: str, header: dict[str, Any], batch: Batch) -> None:
+        """Put a request to a person, or answer no at once."""
+        if not self._present:  # 1
+            batch.answer(gate, ident, {"verdict": "no_approver"})
+            return
+        operation_hash = fields.operation_hash(header)
+        rules = self._rules.setdefault(pod, AskRules())
+        refusal = rules.refusal(operation_hash, batch.mono_ns)  # 2
+        if not refusal and len(self._waiting) >= MAX_WAITING:
+            refusal = "too many requests are waiting"
+        if refusal:
+            batch.answer(gate, ident, {"verdict": "deny", "approver": "", "reason": refusal})
+            return
+        request = self._request(gate, ident, pod, operation_hash, header, batch)
+        row = {
+            "pod": pod,
+            "principal": request.principal,
+            "operation_hash": operation_hash,
+            "asked_ns": request.asked_ns,
+            "expires_ns": request.expires_ns,
+        }
+        batch.writes().ask(request.request, request.nonce, row)
+        rules.opened()
+        self._waiting[request.request] = request
+
+        def then(error: NucleusError | None) -> None:
+            if error is not None:
+                self._drop(request, batch.mono_ns)
+            elif request.request in self._waiting:
+                self._push({"event": "request", "request": request.shown(batch.mono_ns)})
+
+        batch.answer(gate, ident, None, then=then)
+
+    def _request(
+        self, gate: Stream, ident: int, pod: str, operation_hash: str, header: dict[str, Any], batch: Batch
+    ) -> Request:
+        decision = header.get("decision")
+        operation = header.get("operation")
+        lines = header.get("display")
+        if not isinstance(decision, dict) or not isinstance(operation, dict):
+            raise InvalidError("an ask has a decision and an operation", rule="frames.field")
+        if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+            raise InvalidError("an ask has lines to show", rule="frames.field")
+        obligations = decision.get("obligations")
+        names = obligations if isinstance(obligations, list) else []
+        return Request(
+            request=os.urandom(6).hex(),
+            pod=pod,
+            gate=gate,
+            ident=ident,
+            principal=fields.text(header, "principal", PRINCIPAL_BYTES),
+            operation_hash=operation_hash,
+            kind=display.escape(str(operation.get("kind", ""))[:64]),
+            rule=display.escape(str(decision.get("rule", ""))[:256]),
+            reason=display.escape(str(decision.get("reason", ""))[:2_000]),
+            obligations=[display.escape(str(name)[:128]) for name in names[:16]],
+            display=display.escape_lines(lines),  # 3
+            asked_ns=batch.now_ns,
+            expires_ns=batch.now_ns + LIMITS.approval_ttl_ns,
+            deadline_ns=batch.mono_ns + LIMITS.approval_ttl_ns,
+            nonce=os.urandom(token.NONCE_BYTES),
+        )
+
+    def withdraw(self, gate: Stream, target: object, batch: Batch) -> None:
+        """The gate no longer wants the answer to its ask `target`."""
+        for request in [r for r in self._waiting.values() if r.gate is gate and r.ident == target]:
+            self._end(request, "withdrawn", batch)
+
+    def gate_lost(self, gate: Stream, batch: Batch) -> None:
+        """Nobody is there to hear the answers."""
+        for request in [r for r in self._waiting.values() if r.gate is gate]:
+            self._end(request, "withdrawn", batch)
+
+    def check_token(self, text: str, operation_hash: str, principal: str, pod: str, batch: Batch) -> bytes:
+        """The nonce of a token that is good for exactly this. Raises DeniedError."""
+        claims = token.verify(
+            text,
+            self._key,
+            self._key_id,
+            operation_hash=operation_hash,
+            principal=principal,
+            pod=pod,
+            now_ns=batch.now_ns,
+        )
+        end = self._good_until.get(pod, {}).get(claims.nonce)
+        if end is None or batch.mono_ns >= end:  # 6
+            raise DeniedError("the approval has expired", rule="approval.expired")
+        return claims.nonce
+
+    def close_pod(self, pod: str) -> None:
+        """Forget a pod; its gate is gone."""
+        self._rules.pop(pod, None)
+        self._good_until.pop(pod, None)
+
+    # The approver's side
+
+    def approver_lost(self, stream: Stream, batch: Batch) -> None:
+        """The channel closed: not present any more. When it was the last, nobody is there to say yes."""
+        self._watching.discard(stream)
+        if stream in self._present:
+            self._present.discard(stream)
+            if not self._present:
+                for request in tuple(self._waiting.values()):
+                    self._end(request, "no_approver", batch)
+
+    def approver(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], batch: Batch) -> None:
+        """One request of an approver."""
+        match header.get("op"):
+            case "list":
+                batch.answer(stream, ident, self._list(batch))
+            case "watch":
+                self._present.add(stream)
+                self._watching.add(stream)
+                batch.answer(stream, ident, self._list(batch))
+            case "present":
+                self._present.add(stream)
+                batch.answer(stream, ident, {})
+            case "show":
+                batch.answer(stream, ident, {"request": self._find(header).shown(batch.mono_ns)})
+            case "approve":
+                self._decide(stream, ident, uid, header, True, batch)
+            case "deny":
+                self._decide(stream, ident, uid, header, False, batch)
+            case _:
+                raise InvalidError("unknown request of an approver", rule="frames.op")
+
+    def _list(self, batch: Batch) -> dict[str, Any]:
+        return {"requests": [request.shown(batch.mono_ns) for request in self._waiting.values()]}
+
+    def _find(self, header: dict[str, Any]) -> Request:
+        request = self._waiting.get(fields.text(header, "request", 64))
+        if request is None:
+            raise InvalidError("no such request is waiting", rule="approval.request")
+        return request
+
+    def _decide(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], yes: bool, batch: Batch) -> None:
+        request = self._find(header)
+        reason = display.escape(fields.text(header, "reason", LIMITS.reason_bytes, default=""))
+        approver = f"uid:{uid}"
+        if self._expired(request, batch):  # 6
+            self._end(request, "expired", batch)
+            raise InvalidError("the request has expired", rule="approval.request")
+        verdict = "approve" if yes else "deny"
+        batch.writes().resolve_ask(request.request, "approved" if yes else "denied", approver, reason, batch.now_ns)
+        self._record(request, verdict, approver, reason, batch)
+        self._drop(request, batch.mono_ns, denied=not yes)
+
+        def then(error: NucleusError | None) -> None:
+            body = {"verdict": verdict, "approver": approver, "reason": reason}
+            if error is not None:  # 4
+                body = {"verdict": "deny", "approver": "", "reason": "the decision could not be recorded"}
+            elif yes:  # 5
+                body["token"] = self._mint(request, batch)
+            request.gate.answer(request.ident, body)
+            self._resolved(request, str(body["verdict"]), approver)
+
+        batch.answer(stream, ident, {}, recorded=True, then=then)
+
+    def _record(self, request: Request, verdict: str, approver: str, reason: str, batch: Batch) -> None:
+        batch.record(
+            "approval",
+            pod=request.pod,
+            principal=request.principal,
+            operation={"kind": request.kind},
+            operation_hash=request.operation_hash,
+            decision={"verdict": verdict, "rule": request.rule, "obligations": request.obligations},
+            outcome={"approver": approver, "reason": reason},
+            context={"request": request.request, "asked_ns": request.asked_ns},
+        )
+
+    def _mint(self, request: Request, batch: Batch) -> str:
+        claims = token.Claims(
+            request.operation_hash,
+            request.principal,
+            request.pod,
+            request.nonce,
+            batch.now_ns,
+            batch.now_ns + token.TTL_NS,
+            self._key_id,
+        )
+        self._good_until.setdefault(request.pod, {})[request.nonce] = batch.mono_ns + token.TTL_NS
+        return token.mint(self._key, claims)
+
+    # Time
+
+    def next_deadline_ns(self) -> int | None:
+        """When the next request expires, monotonic. They expire in the order in which they were asked."""
+        first = next(iter(self._waiting.values()), None)
+        return first.deadline_ns if first is not None else None
+
+    def expire(self, batch: Batch) -> None:
+        """End what has waited too long."""
+        for request in [r for r in self._waiting.values() if self._expired(r, batch)]:
+            self._end(request, "expired", batch)
+
+    def _expired(self, request: Request, batch: Batch) -> bool:
+        return batch.mono_ns >= request.deadline_ns or batch.now_ns >= request.expires_ns
+
+    def _end(self, request: Request, verdict: str, batch: Batch) -> None:
+        """Expired or withdrawn: a no that nobody said. The gate's own record says so in the log."""
+        batch.writes().resolve_ask(request.request, verdict, now_ns=batch.now_ns)
+        self._drop(request, batch.mono_ns)
+
+        def then(_: NucleusError | None) -> None:
+            request.gate.answer(request.ident, {"verdict": verdict, "approver": "", "reason": ""})
+            self._resolved(request, verdict, "")
+
+        batch.answer(None, 0, None, then=then)
+
+    def _drop(self, request: Request, mono_ns: int, *, denied: bool = False) -> None:
+        if self._waiting.pop(request.request, None) is not None and request.pod in self._rules:
+            self._rules[request.pod].closed(request.operation_hash, mono_ns, denied=denied)
+
+    def _resolved(self, request: Request, verdict: str, approver: str) -> None:
+        self._push({"event": "resolved", "request": request.request, "verdict": verdict, "approver": approver})
+
+    def _push(self, event: dict[str, Any]) -> None:
+        for stream in tuple(self._watching):
+            stream.send(event)

@@ -1,0 +1,140 @@
+"""The crash rules: how what was left open ends, at the start, when a gate is lost, when a pod is closed.
+
+ 1. A reservation without an intent on record is released: nothing was tried.
+ 2. One with an intent and no outcome is charged in full, and a `recovery` record says so: it counts as having happened.
+ 3. One with an outcome on record is settled for what that says (a power cut may have taken the settlement).
+ 4. A settlement whose outcome never reached the log gets a `recovery` record with what was charged.
+ 5. An intent that only the log has (a power cut took the reservation) is put back, as 2 or 3.
+
+Promises: records first, durable, then the ledger: a crash in between leads here again, and finds the record (rule 3):
+each reservation resolves once. Relies on: `budget.reservation.reconcile` for 1 to 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nucleus.audit.record import Record
+from nucleus.authority.clock import Clock
+from nucleus.budget.reservation import Hold, Phase, Verdict, reconcile
+from nucleus.errors import AuditError
+from nucleus.store.audit_log import AuditLog, Torn
+from nucleus.store.ledger import Ledger, PodAccount
+
+
+@dataclass(slots=True)
+class Scan:
+    """What the log says since the last checkpoint: reservation -> (pod, amount), reservation -> charged."""
+
+    intents: dict[str, tuple[str, int]] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)
+
+    def see(self, fields: dict[str, Any]) -> None:
+        """Take one verified record."""
+        event, context = fields["event"], fields["context"]
+        if event == "pod.stop":
+            self.stopped.add(fields["pod"])
+        elif event in ("intent", "outcome", "recovery"):
+            reservation = context.get("reservation")
+            amount = context.get("reserved" if event == "intent" else "charged")
+            if isinstance(reservation, str) and len(reservation) == 32 and type(amount) is int:
+                if event == "intent":
+                    self.intents[reservation] = (fields["pod"], amount)
+                else:
+                    self.outcomes[reservation] = amount
+
+
+def resolve(pod: PodAccount, ledger: Ledger, log: AuditLog, clock: Clock, *, stop: dict[str, Any] | None) -> None:
+    """End every open reservation of a pod whose gate is gone; with `stop` (its context), end the pod too.
+
+    Raises:
+        AuditError: the log or the ledger cannot be written; the pod stays as it is, for the next start.
+    """
+    holds = pod.account.holds if pod.account is not None else {}
+    ends = [(name, hold, reconcile(hold, None, intent=hold.phase >= Phase.INTENT)) for name, hold in holds.items()]
+    _carry_out(pod, ends, ledger, log, clock, stop)
+
+
+def at_start(ledger: Ledger, log: AuditLog, scan: Scan, clock: Clock, torn: Torn | None) -> None:
+    """Nothing lives across a start of the authority: end whatever was open.
+
+    Raises:
+        AuditError: the log or the ledger cannot be written.
+    """
+    if torn is not None:
+        cut = {"cut_bytes": torn.size, "cut_sha256": torn.sha256, "kept_as": torn.kept_as}
+        _stage(log, clock, "recovery", outcome={"status": "torn_line_cut"}, context=cut)
+        log.write()
+    for pod in tuple(ledger.pods.values()):
+        _end_pod(pod, ledger, log, scan, clock)
+    for name, (pod_name, amount) in scan.intents.items():
+        if name not in scan.outcomes:  # 5, of a pod that the ledger does not know
+            _stage_recovery(log, clock, pod_name, name, amount, amount)
+    log.write()
+    ledger.begin(durable=True)
+    ledger.void_approvals()
+    ledger.commit()
+
+
+def _end_pod(pod: PodAccount, ledger: Ledger, log: AuditLog, scan: Scan, clock: Clock) -> None:
+    holds = pod.account.holds if pod.account is not None else {}
+    ends = []
+    for name, hold in holds.items():
+        intent = hold.phase >= Phase.INTENT or name in scan.intents
+        ends.append((name, hold, reconcile(hold, scan.outcomes.get(name), intent=intent)))
+    if pod.account is not None:  # 5
+        ledger.begin(durable=True)
+        for name, (pod_name, amount) in scan.intents.items():
+            if pod_name == pod.pod and name not in holds:
+                ledger.restore(pod, name, amount, scan.outcomes.get(name, amount))
+        ledger.commit()
+    stop = None if pod.pod in scan.stopped else {"reason": "the authority was started again"}
+    _carry_out(pod, ends, ledger, log, clock, stop, scan)
+    if stop is None:  # a crash came between its record and the ledger
+        ledger.begin()
+        ledger.close_pod(pod)
+        ledger.commit()
+
+
+def _carry_out(
+    pod: PodAccount,
+    ends: list[tuple[str, Hold, Verdict]],
+    ledger: Ledger,
+    log: AuditLog,
+    clock: Clock,
+    stop: dict[str, Any] | None,
+    scan: Scan | None = None,
+) -> None:
+    spent = pod.account.spent if pod.account is not None else 0
+    for name, hold, verdict in ends:
+        if hold.phase < Phase.SETTLED:
+            spent += verdict.charged or 0
+        if verdict.record and verdict.charged is not None:
+            _stage_recovery(log, clock, pod.pod, name, hold.amount, verdict.charged)
+            if scan is not None:
+                scan.outcomes[name] = verdict.charged
+    if stop is not None:
+        _stage(log, clock, "pod.stop", pod=pod.pod, context={**stop, "spent": spent})
+    log.write()
+    try:
+        ledger.begin()
+        for name, hold, verdict in ends:
+            ledger.force(pod, name, hold, verdict.charged)
+        if stop is not None:
+            ledger.close_pod(pod)
+        ledger.commit()
+    except AuditError:
+        ledger.rollback()
+        raise
+
+
+def _stage_recovery(log: AuditLog, clock: Clock, pod: str, reservation: str, amount: int, charged: int) -> None:
+    context = {"reservation": reservation, "reserved": amount, "charged": charged}
+    _stage(log, clock, "recovery", pod=pod, outcome={"status": "unknown: counted as having happened"}, context=context)
+
+
+def _stage(log: AuditLog, clock: Clock, event: str, **fields: Any) -> None:
+    now_ns, mono_ns = clock()
+    log.stage(Record(event, now_ns, mono_ns, **fields))

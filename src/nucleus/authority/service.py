@@ -1,0 +1,296 @@
+"""What each kind of peer may ask of the authority, and the answers (docs/design.md).
+
+Security steps, for every frame of a gate:
+1. The channel says which pod it is: pod and time are stamped here, a frame that names a pod is refused.
+2. Strict fields, each bounded; an unknown operation or field of a record is refused.
+3. A reservation is looked up in the channel's own pod: another pod's does not exist for it.
+4. An intent must fit a fresh reservation, an outcome its settlement: the log alone can rebuild the ledger.
+5. A token is verified and its nonce burnt in the transaction of the reservation.
+
+Promises: a handler checks everything before it changes anything. Relies on: `batch` for when an answer leaves.
+Does not: do I/O of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nucleus.authority import fields, identities
+from nucleus.authority.approvals import PRINCIPAL_BYTES, Desk
+from nucleus.authority.batch import Batch
+from nucleus.authority.clock import Clock
+from nucleus.authority.peers import APPROVER, GATE, WORKLOAD, Channel
+from nucleus.authority.recovery import resolve
+from nucleus.budget.cost import amount as checked
+from nucleus.budget.reservation import Phase
+from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, NucleusError
+from nucleus.frames import Frame
+from nucleus.store.audit_log import AuditLog
+from nucleus.store.ledger import Ledger, PodAccount, account_of
+
+GATE_EVENTS = frozenset({"intent", "outcome", "denied", "invalid", "unauthenticated", "error"})
+RECORD_FIELDS = frozenset({
+    "event", "request_id", "principal", "operation", "operation_hash", "decision", "outcome", "context",
+})  # fmt: skip
+TOKEN_BYTES = 16_384
+Handler = Callable[["Service", Channel, int, dict[str, Any]], None]
+
+
+class Service:
+    """The authority's state behind its channels.
+
+    Args:
+        ledger, log: opened and recovered.
+        issuer: signs SVIDs.
+        trust_domain: of every name that is given out.
+        clock: read once per turn.
+    """
+
+    def __init__(
+        self, ledger: Ledger, log: AuditLog, issuer: identities.Issuer, trust_domain: str, clock: Clock
+    ) -> None:
+        self.ledger = ledger
+        self.log = log
+        self.desk = Desk()
+        self.batch = Batch(ledger, log)
+        self._issuer = issuer
+        self._trust_domain = trust_domain
+        self._clock = clock
+
+    def now(self) -> tuple[int, int]:
+        """The clocks: nanoseconds since the epoch, monotonic nanoseconds."""
+        return self._clock()
+
+    def turn(self, frames: list[tuple[Channel, Frame]]) -> None:
+        """Everything that is ready, as one batch."""
+        batch = self.batch
+        batch.start(*self._clock(), durable=any(_decides(channel, frame.header) for channel, frame in frames))
+        self._guarded(lambda: self.desk.expire(batch))
+        for channel, frame in frames:
+            self._dispatch(channel, frame)
+        batch.finish()
+
+    def _dispatch(self, channel: Channel, frame: Frame) -> None:
+        header = frame.header
+        ident: int = header["id"]
+        try:
+            if channel.kind == GATE:
+                handler = _GATE.get(str(header.get("op")))
+                if handler is None or "pod" in header or frame.body:  # 1, 2
+                    raise InvalidError("unknown request of a gate", rule="frames.op")
+                handler(self, channel, ident, header)
+            elif channel.kind == APPROVER:
+                self.desk.approver(channel, ident, channel.uid, header, self.batch)
+            elif channel.kind == WORKLOAD:
+                self._workload(channel, ident, header)
+        except NucleusError as error:
+            if isinstance(error, AuditError) and error.rule.startswith("ledger."):
+                self.batch.break_off(error)
+            channel.fail(ident, error)
+        except Exception as error:  # noqa: BLE001 -- a bug of ours ends one channel and one turn, not every pod
+            self.batch.break_off(AuditError(f"internal error: {type(error).__name__}", rule="ledger.bug"))
+            channel.shut()
+
+    def _guarded(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except AuditError as error:
+            self.batch.break_off(error)
+
+    # Gates
+
+    def _pod(self, channel: Channel) -> PodAccount:
+        pod = self.ledger.pods.get(channel.pod)
+        if pod is None:
+            raise DeniedError("the pod is closed", rule="pod.closed")
+        return pod
+
+    def _open_budget(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        limit = checked(header.get("limit"), "limit")
+        window_ns = checked(header.get("window_ns"), "window_ns")
+        account = self.batch.writes().open_budget(self._pod(channel), limit, window_ns)
+        self.batch.answer(channel, ident, _sums(account))
+
+    def _budget(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        self.batch.answer(channel, ident, _sums(account_of(self._pod(channel))))
+
+    def _reserve(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        pod = self._pod(channel)
+        reservation = fields.reservation(header)
+        amount = checked(header.get("amount"), "amount")
+        operation_hash = fields.operation_hash(header)
+        principal = fields.text(header, "principal", PRINCIPAL_BYTES)
+        if pod.window_ns and self.batch.now_ns - pod.started_ns >= pod.window_ns:
+            raise BudgetError("the budget's time window is over", rule="budget.window")
+        nonce = None
+        if "token" in header:  # 5
+            text = fields.text(header, "token", TOKEN_BYTES)
+            nonce = self.desk.check_token(text, operation_hash, principal, pod.pod, self.batch)
+        self.batch.writes().reserve(pod, reservation, amount, nonce)
+        self.batch.answer(channel, ident, {})
+
+    def _settle(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        actual = checked(header.get("actual"), "actual")
+        spent = self.batch.writes().settle(self._pod(channel), fields.reservation(header), actual)  # 3
+        self.batch.answer(channel, ident, {"spent": spent})
+
+    def _release(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        self.batch.writes().release(self._pod(channel), fields.reservation(header))  # 3
+        self.batch.answer(channel, ident, {})
+
+    def _append(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        pod = self._pod(channel)
+        record = header.get("record")
+        if not isinstance(record, dict) or record.keys() != RECORD_FIELDS:  # 2
+            raise InvalidError("a record has exactly the fields of docs/design.md", rule="audit.field")
+        event = record["event"]
+        if not isinstance(event, str) or event not in GATE_EVENTS:
+            raise InvalidError("a gate cannot append this event", rule="audit.event")
+        if event in ("intent", "outcome"):
+            self._append_bound(channel, ident, pod, record)
+        else:
+            self.batch.answer(channel, ident, self.batch.record(pod=pod.pod, **record), recorded=True)
+
+    def _append_bound(self, channel: Channel, ident: int, pod: PodAccount, record: dict[str, Any]) -> None:
+        """Step 4."""
+        context = record["context"]
+        if not isinstance(context, dict):
+            raise InvalidError("context is not an object", rule="audit.field")
+        account = account_of(pod)
+        reservation = fields.reservation(context)
+        outcome = record["event"] == "outcome"
+        if outcome:
+            account.check_outcome(reservation, context.get("charged"))
+        else:
+            account.check_intent(reservation, context.get("reserved"))
+        place = self.batch.record(pod=pod.pod, **record)
+        account.mark(reservation, Phase.STAGED_OUTCOME if outcome else Phase.STAGED_INTENT)
+
+        def then(error: NucleusError | None) -> None:
+            if error is not None:
+                self.ledger.unstage(pod.pod, reservation)
+                return
+            if outcome:
+                account.finish(reservation)
+            else:
+                account.mark(reservation, Phase.INTENT)
+            self.ledger.on_record(reservation, outcome=outcome)
+
+        self.batch.answer(channel, ident, place, recorded=True, then=then)
+
+    def _ask(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        self.desk.ask(channel, ident, self._pod(channel).pod, header, self.batch)
+
+    def _withdraw(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        self.desk.withdraw(channel, header.get("target"), self.batch)
+        self.batch.answer(channel, ident, {})
+
+    def _svid(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        pod = self._pod(channel)
+        name = identities.gate_id(self._trust_domain, pod.namespace, pod.pod)
+        svid = self._issuer.issue(name, self.batch.now_ns)
+        context = {"issued_ns": svid.issued_ns, "expires_ns": svid.expires_ns}
+        self.batch.record("identity.issued", pod=pod.pod, principal=str(name), operation="svid", context=context)
+        self.batch.answer(channel, ident, svid.to_wire(), recorded=True)
+
+    # Workloads
+
+    def _workload(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        from nucleus.identity.workload import handle_workload_request  # weight: pods with an agent only
+
+        assert channel.attested is not None
+        pod = self._pod(channel)
+        if not channel.attested.take(self.batch.mono_ns):
+            channel.shut()  # counted, and said in pod.stop
+            return
+        reply, record = handle_workload_request(
+            header,
+            channel.attested.peer,
+            channel.attested.listener,
+            lambda name: self._issuer.issue(name, self.batch.now_ns),
+        )
+        self.batch.record(pod=pod.pod, **record)
+
+        def then(error: NucleusError | None) -> None:
+            if error is None:
+                channel.send(reply)
+            else:
+                channel.fail(ident, identities.unavailable())
+
+        self.batch.answer(None, 0, None, recorded=True, then=then)
+
+    # What the loop and the builder tell
+
+    def register_pod(self, pod: str, namespace: str, context: dict[str, Any]) -> dict[str, Any]:
+        """A new pod: the names of its identities. Raises InvalidError, AuditError (then there is no such pod)."""
+        names = {
+            "gate_id": str(identities.gate_id(self._trust_domain, namespace, pod)),
+            "agent_id": str(identities.agent_id(self._trust_domain, namespace, pod)),
+            "orchestrator_id": str(identities.orchestrator_id(self._trust_domain, namespace, pod)),
+        }
+        batch = self.batch
+        batch.start(*self._clock(), durable=False)
+        ledger = batch.writes()
+        try:
+            ledger.register(pod, namespace, batch.now_ns)
+            batch.record("pod.start", pod=pod, context={"namespace": namespace, **context})
+        except NucleusError:
+            ledger.rollback()
+            raise
+        failures: list[NucleusError] = []
+        batch.answer(None, 0, None, recorded=True, then=lambda error: failures.append(error) if error else None)
+        batch.finish()
+        if failures:
+            if pod in self.ledger.pods:
+                self.ledger.begin()
+                self.ledger.close_pod(self.ledger.pods[pod])
+                self.ledger.commit()
+            raise failures[0]
+        return names
+
+    def close_pod(self, pod: str, context: dict[str, Any]) -> None:
+        """End a pod; its channels are closed. Raises InvalidError: no such pod; AuditError: cannot be recorded."""
+        account = self.ledger.pods.get(pod)
+        if account is None:
+            raise InvalidError("no such pod is open", rule="pod.name")
+        resolve(account, self.ledger, self.log, self._clock, stop=context)
+        self.desk.close_pod(pod)
+
+    def lost(self, channel: Channel) -> None:
+        """A channel ended: what it left open ends too."""
+        self.batch.start(*self._clock(), durable=False)
+        if channel.kind == APPROVER:
+            self._guarded(lambda: self.desk.approver_lost(channel, self.batch))
+            self.batch.finish()
+        elif channel.kind == GATE:
+            self._guarded(lambda: self.desk.gate_lost(channel, self.batch))
+            self.batch.finish()
+            pod = self.ledger.pods.get(channel.pod)
+            if pod is not None:
+                try:
+                    resolve(pod, self.ledger, self.log, self._clock, stop=None)
+                except AuditError:
+                    self.log.discard()  # the holds stay, and are resolved when the pod is closed or at the next start
+
+
+def _decides(channel: Channel, header: dict[str, Any]) -> bool:
+    op = header.get("op")
+    return (op == "reserve" and "token" in header) or (channel.kind == APPROVER and op in ("approve", "deny"))
+
+
+def _sums(account: Any) -> dict[str, Any]:
+    return {"limit": account.limit, "spent": account.spent, "reserved": account.reserved}
+
+
+_GATE: dict[str, Handler] = {
+    "open_budget": Service._open_budget,
+    "budget": Service._budget,
+    "reserve": Service._reserve,
+    "settle": Service._settle,
+    "release": Service._release,
+    "append": Service._append,
+    "ask": Service._ask,
+    "withdraw": Service._withdraw,
+    "svid": Service._svid,
+}
