@@ -11,7 +11,6 @@ Does not: decide, validate arguments, or ask anybody: this process is the agent'
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
