@@ -42,7 +42,7 @@ class Command:
         weak: those of them that may be no path at all (`pkg.module`, `1.5`): block lists count, allow lists do not.
         written: those of them that the command would change.
         urls: words that are URLs.
-        plain: the argv that decides listing: the innermost layer when only transparent wrappers stand before it.
+        plain: what decides listing: the layer behind transparent wrappers; where a wrapper is flagged, the outermost.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -53,14 +53,21 @@ class Command:
     weak: set[str] = field(default_factory=set)
     written: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
-    plain: Layer = Layer("", ())
+    plain: Layer | None = None
+
+    def work(self, layer: Layer, flags_before: int) -> None:
+        """Add the layer that does the work (not a wrapper)."""
+        self.layers.append(layer)
+        if self.plain is None:
+            self.plain = layer if flags_before == 0 else self.layers[0]
 
 
 def analyse(argv: tuple[str, ...], cwd: str = ".") -> Command:
     """Analyse a validated argv that would run in directory `cwd` (normalized, relative)."""
     command = Command()
     _analyse(command, list(argv), cwd, 0)
-    command.plain = command.layers[-1] if not command.flags and command.layers else _outermost(command, argv)
+    if command.plain is None:
+        command.plain = command.layers[0] if command.layers else Layer(argv[0] if argv else "", argv[1:])
     return command
 
 
@@ -70,10 +77,6 @@ def resolve_program(word: str) -> str:
     return name if not slash or directory in t.SYSTEM_DIRECTORIES else word
 
 
-def _outermost(command: Command, argv: tuple[str, ...]) -> Layer:
-    return command.layers[0] if command.layers else Layer(argv[0] if argv else "", argv[1:])
-
-
 def _analyse(command: Command, argv: list[str], cwd: str, depth: int) -> None:
     if not argv or not argv[0]:
         command.flags.append("a wrapper without a command")
@@ -81,15 +84,21 @@ def _analyse(command: Command, argv: list[str], cwd: str, depth: int) -> None:
     if depth > _DEPTH:
         command.flags.append("too many wrappers")
         return
-    program, args = resolve_program(argv[0]), argv[1:]
-    if "/" in program:
-        command.flags.append(f"{program!r} is not a system program")
-        _note_path(command, program, cwd)
+    named, args, before = resolve_program(argv[0]), argv[1:], len(command.flags)
+    # What its last name suggests it does; what lists say goes by `named`.
+    program = named.rpartition("/")[2]
+    if "/" in named:
+        command.runs_code = named
+        _note_path(command, named, cwd)
     family = _family(program)
     if program == "git" or program.startswith("git-"):
-        _git(command, [program.removeprefix("git-"), *args] if program != "git" else args, cwd)
+        _git(command, [program.removeprefix("git-"), *args] if program != "git" else args, cwd, named)
         return
-    command.layers.append(Layer(program, tuple(args)))
+    layer = Layer(named, tuple(args))
+    if program != "env" and program not in t.TRANSPARENT and program not in t.OPAQUE_WRAPPERS:
+        command.work(layer, before)
+    else:
+        command.layers.append(layer)
     if program == "env":
         _env(command, args, cwd, depth)
         return
@@ -98,6 +107,7 @@ def _analyse(command: Command, argv: list[str], cwd: str, depth: int) -> None:
             values, operands = table[program]
             if flagged:
                 command.flags.append(f"{program} runs another command")
+                _scan_shell(command, " ".join(args), cwd)  # su -c, watch, parallel take strings
             _unwrap(command, args, values, operands, cwd, depth)
             return
     if program in t.SHELLS:
@@ -143,7 +153,7 @@ def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
         word = args[at]
         if word in ("-S", "--split-string") or word.startswith(("-S", "--split-string=", "-vS")):
             command.flags.append("env -S splits a string")
-            _scan_shell(command, " ".join(args[at:]), cwd, depth)
+            _scan_shell(command, " ".join(args[at:]), cwd)
             return
         if word in ("-C", "--chdir") or word.startswith("--chdir="):
             inside = collapse(f"{cwd}/{word.partition('=')[2] or ''.join(args[at + 1 : at + 2])}")
@@ -180,11 +190,11 @@ def _shell(command: Command, program: str, args: list[str], cwd: str, depth: int
             _analyse(command, args, cwd, depth + 1)
     else:
         command.runs_code = program
-    _scan_shell(command, " ".join(args) if string else "", cwd, depth)
+    _scan_shell(command, " ".join(args) if string else "", cwd)
     _words(command, program, args, cwd)
 
 
-def _scan_shell(command: Command, text: str, cwd: str, depth: int) -> None:
+def _scan_shell(command: Command, text: str, cwd: str) -> None:
     """Every word of `text` could begin a command: add what each would need, for denial only."""
     words = text.translate(_SEPARATORS).split()
     if len(words) > _SCANNED_WORDS:
@@ -194,7 +204,7 @@ def _scan_shell(command: Command, text: str, cwd: str, depth: int) -> None:
         program = resolve_program(word)
         if program == "git" or program.startswith("git-"):
             rest = words[index + 1 : index + 12]
-            _git(command, [program.removeprefix("git-"), *rest] if program != "git" else rest, cwd)
+            _git(command, [program.removeprefix("git-"), *rest] if program != "git" else rest, cwd, "git")
         elif program in t.NETWORK or program in t.INTERPRETERS or program in t.SHELLS or program in t.OPAQUE_WRAPPERS:
             command.layers.append(Layer(program, tuple(words[index + 1 : index + 12])))
             _needs(command, program, words[index + 1 : index + 12])
@@ -246,22 +256,55 @@ def _options(command: Command, program: str, args: list[str], cwd: str, depth: i
 
 
 def _sed_escapes(args: list[str]) -> bool:
-    """`e`, `w`, `W`, the flags of `s///`, and scripts from a file."""
+    """Is there a script that is not plainly editing (`e`, `w`, `r`, labels, files of commands)?"""
+    scripts, operands, expects = [], [], False
     for word in args:
-        if word in ("-f", "--file") or word.startswith("--file="):
+        if expects:
+            scripts.append(word)
+            expects = False
+        elif word.startswith("--expression="):
+            scripts.append(word.partition("=")[2])
+        elif word.startswith(("-f", "--file")) or (word.startswith("-") and word[1:2] != "-" and "f" in word):
             return True
-        if not word.startswith("-"):
-            plain = word.strip()
-            if (
-                plain[:1] in ("e", "w", "W")
-                or plain[-1:] in ("e", "w", "W")
-                or any(
-                    mark in plain
-                    for mark in (" e ", " w ", ";e", ";w", "\ne", "\nw", "/w ", "/e;", "/e ", "ge", "{e", "{w")
-                )
-            ):
-                return not plain.isalnum() or len(plain) == 1
-    return False
+        elif word == "--expression" or (word.startswith("-") and word[1:2] != "-" and word.endswith("e")):
+            expects = True
+        elif word.startswith("-e"):
+            scripts.append(word[2:])
+        elif not word.startswith("-"):
+            operands.append(word)
+    return not all(_plain_sed(script) for script in (scripts or operands[:1]))
+
+
+def _plain_sed(script: str) -> bool:
+    """A script of addresses, `s`, `y` and one-letter commands that stay in sed."""
+    at = 0
+    while at < len(script):
+        character = script[at]
+        if character in " \t\n;{}0123456789,$~!+":
+            at += 1
+        elif character == "/":
+            at = _sed_field(script, at + 1, "/")
+            while script[at : at + 1] in ("I", "M"):
+                at += 1
+        elif character in "pdqDPnNgGhHx=l":
+            at += 1
+        elif character in "sy" and at + 1 < len(script):
+            delimiter = script[at + 1]
+            at = _sed_field(script, _sed_field(script, at + 2, delimiter), delimiter)
+            while at < len(script) and script[at] in "gpIim0123456789":
+                at += 1
+            if at < len(script) and script[at] not in " \t\n;}":
+                return False
+        else:
+            return False
+    return True
+
+
+def _sed_field(script: str, at: int, delimiter: str) -> int:
+    """The index after the next unescaped `delimiter`, or the end."""
+    while at < len(script) and script[at] != delimiter:
+        at += 2 if script[at] == "\\" else 1
+    return at + 1
 
 
 def _needs(command: Command, program: str, args: list[str]) -> None:
@@ -331,8 +374,8 @@ def _note_path(command: Command, text: str, cwd: str, *, weak: bool = False) -> 
 # --- git ---
 
 
-def _git(command: Command, args: list[str], cwd: str) -> None:
-    at = 0
+def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
+    at, before = 0, len(command.flags)
     while at < len(args) and args[at].startswith("-"):
         option, equals, value = args[at].partition("=")
         if option in t.GIT_ESCAPES:
@@ -348,7 +391,11 @@ def _git(command: Command, args: list[str], cwd: str) -> None:
         at += 2 if option in t.GIT_VALUE_OPTIONS and not equals else 1
     sub = args[at] if at < len(args) else ""
     rest = args[at + 1 :]
-    command.layers.append(Layer("git", (sub, *rest) if sub else ()))
+    # Options such as -c come before the subcommand: with one of them nothing that names the subcommand lists it.
+    plainly = before == len(command.flags)
+    command.work(Layer(named, (sub, *rest) if sub else ()) if plainly else Layer(named, tuple(args)), before)
+    if not plainly:
+        command.layers.append(Layer("git", (sub, *rest)))
     _git_subcommand(command, sub, rest)
     _words(command, "git", _git_words(sub, rest), cwd)
     if sub in ("rm", "mv", "checkout", "restore", "clean", "init"):

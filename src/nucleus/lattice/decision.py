@@ -332,7 +332,10 @@ def _caught(rules: frozenset[CommandRule], program: str, args: tuple[str, ...]) 
 def _listed(policy: Policy, command: Command) -> bool:
     if isinstance(policy.commands_allow, Everything):
         return True
-    program, args = command.plain.program, command.plain.args
+    plain = command.plain
+    if plain is None:
+        return False
+    program, args = plain.program, plain.args
     return all(
         # A set is about plain commands: one that leaves its program's job must be named itself.
         any(rule.admits(program, args) and not (rule.group and command.flags) for rule in rules)
@@ -356,7 +359,7 @@ def _run_risk(case: _Case, command: Command, needed: list[str]) -> None:
             )
     for name in needed[1:]:
         if name in ("git_push", "create_pr", "web_fetch", "web_search") and case.low_risk(name):
-            case.ask(name, f"low_risk.{name}", f"{name} through a command needs a person", command.plain.program)
+            case.ask(name, f"low_risk.{name}", f"{name} through a command needs a person", name)
 
 
 def _risk(case: _Case, kind: str, operation: Any) -> None:

@@ -142,7 +142,7 @@ _SPECIAL = frozenset("*?[")
 class PathSet:
     """A list of policy globs, compiled: which of them, if any, covers a path or a directory above it?"""
 
-    __slots__ = ("_anchored", "_fold", "_literal", "_names", "_prefix", "_prefixes", "_suffix", "_suffixes")
+    __slots__ = ("_anchored", "_ending", "_fold", "_literal", "_names", "_prefix", "_prefixes", "_suffix", "_suffixes")
 
     def __init__(self, globs: tuple[str, ...], fold: bool) -> None:
         self._fold = fold
@@ -150,7 +150,8 @@ class PathSet:
         self._prefix: list[tuple[str, str]] = []
         self._suffix: list[tuple[str, str]] = []
         self._names: list[tuple[str, str]] = []
-        self._anchored: list[tuple[str, str]] = []
+        self._anchored: list[tuple[str, str]] = []  # last part is a pattern
+        self._ending: dict[str, list[tuple[str, str]]] = {}  # last part is this literal
         for glob in globs:
             self._add(glob)
         self._prefixes = tuple(text for text, _ in self._prefix)
@@ -164,7 +165,9 @@ class PathSet:
         if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
             text = text[3:]
         if "/" in text or "**" in text:
-            self._anchored.append((text.lstrip("/"), glob))
+            last = text.rpartition("/")[2]
+            same = self._anchored if _SPECIAL & set(last) else self._ending.setdefault(last, [])
+            same.append((text.lstrip("/"), glob))
         elif not _SPECIAL & set(text):
             self._literal.setdefault(text, glob)
         elif not _SPECIAL & set(text[1:]) and text[0] == "*":
@@ -190,7 +193,7 @@ class PathSet:
             for text, glob in self._names:
                 if _compile(text).matches(name):
                     return glob
-        if not self._anchored:
+        if not self._anchored and not self._ending:
             return None
         end = len(path)
         while end > 0:
@@ -200,7 +203,8 @@ class PathSet:
         return None
 
     def _anchor(self, path: str) -> str | None:
-        return next((glob for text, glob in self._anchored if _compile(text).matches(path)), None)
+        ending = self._ending.get(path.rpartition("/")[2], ())
+        return next((glob for text, glob in (*ending, *self._anchored) if _compile(text).matches(path)), None)
 
 
 @lru_cache(maxsize=256)

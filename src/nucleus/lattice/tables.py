@@ -73,7 +73,8 @@ NETWORK_SUBCOMMANDS: dict[str, frozenset[str]] = {
 READERS = _words(
     "cat head tail less more tac nl wc sort uniq cut diff diff3 sdiff cmp strings xxd od hexdump base32 base64 cp mv "
     "patch ln tar zip gzip zstd xz bzip2 dd tee ls stat file find tree install rm chmod touch truncate md5sum sha1sum "
-    "sha256sum sha512sum grep egrep fgrep rg ag ack sed awk gawk mawk nawk jq yq scp rsync split rev paste join comm fold git"
+    "sha256sum sha512sum grep egrep fgrep rg ag ack sed awk gawk mawk nawk jq yq scp rsync split rev paste join "
+    "comm fold git"
 )
 
 # The first operand of these is an expression, not a file.
@@ -176,8 +177,9 @@ GIT_SUBCOMMAND_ESCAPES = _words(
 )
 GIT_UNATTENDED = _words(
     "status diff log show branch rev-parse rev-list ls-files ls-tree blame describe shortlog reflog stash add restore "
-    "worktree checkout switch mv rm reset tag show-ref symbolic-ref name-rev merge-base cherry grep whatchanged diff-tree "
-    "diff-index diff-files for-each-ref count-objects check-ignore check-attr var version help init clean notes"
+    "worktree checkout switch mv rm reset tag show-ref symbolic-ref name-rev merge-base cherry grep whatchanged "
+    "diff-tree diff-index diff-files for-each-ref count-objects check-ignore check-attr var version help init "
+    "clean notes"
 )
 GIT_COMMITS = _words("commit am merge rebase cherry-pick revert commit-tree fast-import filter-branch pull")
 GIT_NETWORK = _words("fetch pull clone ls-remote remote-http remote-https fetch-pack archive-remote svn p4 daemon")
@@ -186,9 +188,9 @@ GIT_PUSHES = _words("push send-pack send-email request-pull http-push")
 # Environment variables that make the next program run or load something else.
 LOADER_VARIABLES = _words(
     "PATH IFS ENV BASH_ENV SHELLOPTS BASHOPTS PS4 PROMPT_COMMAND EDITOR VISUAL PAGER BROWSER MANPAGER LESSOPEN "
-    "LESSCLOSE NODE_OPTIONS NODE_PATH RUBYOPT RUBYLIB RUSTC RUSTC_WRAPPER RUSTFLAGS CC CXX LD MAKEFLAGS JAVA_TOOL_OPTIONS "
-    "_JAVA_OPTIONS CLASSPATH GCONV_PATH HOSTALIASES SSH_ASKPASS SSH_AUTH_SOCK TAR_OPTIONS RIPGREP_CONFIG_PATH"
-    " GREP_OPTIONS HOME"
+    "LESSCLOSE NODE_OPTIONS NODE_PATH RUBYOPT RUBYLIB RUSTC RUSTC_WRAPPER RUSTFLAGS CC CXX LD MAKEFLAGS "
+    "JAVA_TOOL_OPTIONS _JAVA_OPTIONS CLASSPATH GCONV_PATH HOSTALIASES SSH_ASKPASS SSH_AUTH_SOCK TAR_OPTIONS "
+    "RIPGREP_CONFIG_PATH GREP_OPTIONS HOME"
 )
 LOADER_PREFIXES = ("LD_", "DYLD_", "PYTHON", "PERL", "GIT_", "npm_config_", "NPM_CONFIG_", "CARGO_", "BASH_FUNC_")
 

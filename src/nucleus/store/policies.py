@@ -71,18 +71,26 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a path"
         raise InvalidError(f"{path}: {why}", rule="policy.file", next_step="Check the path of --policy.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise InvalidError(f"{path}: not a regular file", rule="policy.file")
-        if facts.st_size > LIMITS.policy_bytes:
-            raise InvalidError(
-                f"{path}: too long: limit {LIMITS.policy_bytes} bytes, got {facts.st_size}", rule="limits.policy"
-            )
-        data = file.read(LIMITS.policy_bytes + 1)
-    if len(data) > LIMITS.policy_bytes:
-        raise InvalidError(f"{path}: too long: limit {LIMITS.policy_bytes} bytes", rule="limits.policy")
+    try:
+        data = _bounded(descriptor, path)
+    finally:
+        os.close(descriptor)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidError(f"{path}: not UTF-8 at byte {error.start}", rule="policy.file") from None
+
+
+def _bounded(descriptor: int, path: Path) -> bytes:
+    """All of a regular file, or an InvalidError; never more than the limit and one byte in memory."""
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        raise InvalidError(f"{path}: not a regular file", rule="policy.file")
+    limit, data = LIMITS.policy_bytes, b""
+    if facts.st_size <= limit:
+        while len(data) <= limit and (piece := os.read(descriptor, limit + 1 - len(data))):
+            data += piece
+    if facts.st_size > limit or len(data) > limit:
+        got = max(facts.st_size, len(data))
+        raise InvalidError(f"{path}: too long: limit {limit} bytes, got {got}", rule="limits.policy")
+    return data
