@@ -108,6 +108,22 @@ def test_an_agent_that_reads_nothing_and_ends(nucleus: Nucleus, stand_in: StandI
     assert nucleus("run", "--", "agent", stdin=b"x" * 1_000_000).returncode == 0
 
 
+def test_somebody_who_keeps_the_pipes_open_does_not_hold_us(nucleus: Nucleus, stand_in: StandIn) -> None:
+    kept: list[int] = []
+
+    def agent(self: StandIn, stdin: int, stdout: int, stderr: int) -> dict[str, Any]:
+        kept.append(os.dup(stdout))
+        os.write(stdout, b"x" * 60_000)
+        return {"code": 0, "signal": None}
+
+    stand_in.agent = agent
+    started = time.monotonic()
+    done = nucleus("run", "--", "agent")
+    os.close(kept[0])
+    assert (done.returncode, len(done.stdout)) == (0, 60_000)
+    assert time.monotonic() - started < 1.5
+
+
 def conversation(self: StandIn, stdin: int, stdout: int, stderr: int) -> dict[str, Any]:
     """A full-screen agent: enters the alternate screen, answers lines, ends on `quit`."""
     os.write(stdout, b"\x1b[?1049hready\r\n")

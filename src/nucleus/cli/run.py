@@ -12,6 +12,7 @@ The terminal is restored on every exit. Does not: decide, or answer for the pers
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -200,11 +201,10 @@ class _Session:
     def run(self) -> int:
         """Until the agent has ended and its output is written; the exit code. Raises NucleusError."""
         self._events(self._launcher.events())
-        while self._exit is None or not all(pump.done for pump in self._outputs):
-            timeout = None if self._exit is None else self._deadline - time.monotonic()
-            if timeout is not None and timeout <= 0:
-                break
+        while (timeout := self._timeout()) is None or timeout >= 0:
             ready = self._poll(timeout)
+            if timeout == 0 and not any(pump.interests()[0] in ready for pump in self._active()):
+                break  # the agent has ended and no byte of it is left; others may still hold its pipes open
             if self._launcher.fileno() in ready:
                 self._events(self._launcher.events(wait=True))
             for pump in self._active():
@@ -213,8 +213,20 @@ class _Session:
                 self._prompt.serve(set(ready))
         return self._exit if self._exit is not None else 1
 
+    def _timeout(self) -> float | None:
+        """Seconds to wait: for ever while the agent lives, then as long as its output is taken; negative to stop."""
+        if self._exit is None:
+            return None
+        live = [pump for pump in self._outputs if not pump.done]
+        left = self._deadline - time.monotonic()
+        if not live or left <= 0:
+            return -1
+        return left if any(pump.holding for pump in live) else 0
+
     def _active(self) -> list[Pump]:
         """The pumps that may move now: step 3 holds the agent's output while a question is open."""
+        if self._exit is not None:
+            return [pump for pump in self._outputs if not pump.done]  # what is still asked is moot
         held = self._outputs if self._prompt is not None and self._prompt.busy else []
         return [pump for pump in self._pumps if not pump.done and pump not in held]
 
@@ -227,7 +239,7 @@ class _Session:
         poll = select.poll()
         for fd, mask in masks.items():
             poll.register(fd, mask)
-        return dict(poll.poll(None if timeout is None else max(1, int(timeout * 1000))))
+        return dict(poll.poll(None if timeout is None else math.ceil(timeout * 1000)))
 
     def _events(self, events: list[dict[str, Any]]) -> None:
         for event in events:

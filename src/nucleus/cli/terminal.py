@@ -138,6 +138,11 @@ class Pump:
         self._ended = False
         self.done = False
 
+    @property
+    def holding(self) -> bool:
+        """Bytes were read that are not written yet."""
+        return bool(self._held)
+
     def interests(self) -> tuple[int, int]:
         """(descriptor, poll mask) of what it waits for. Only while not done."""
         return (self._sink, select.POLLOUT) if self._held else (self._source, select.POLLIN)
