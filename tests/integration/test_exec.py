@@ -1,0 +1,119 @@
+"""`nucleus exec` through the whole path: exit codes, output, the record, the budget."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .site import Site
+
+
+def test_42(site: Site) -> None:
+    done = site.exec("python3", "-c", "print(6*7)")
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
+def test_the_default_profile_is_restrictive(site: Site) -> None:
+    done = site.cli("exec", "--workdir", str(site.workspace), "--", "true")
+    assert done.returncode == 3
+
+
+def test_a_denial_says_which_rule_and_what_to_do(site: Site) -> None:
+    done = site.exec("true", profile="read_only")
+    assert done.returncode == 3
+    assert "rule: capabilities.run_bash" in done.stderr
+    assert "next: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [(["false"], 1), (["sh", "-c", "exit 7"], 4), (["python3", "-c", "raise SystemExit(7)"], 7),
+     (["python3", "-c", "import os; os.kill(os.getpid(), 9)"], 137), (["no-such-program-here"], 4)],
+)  # fmt: skip
+def test_exit_codes(site: Site, argv: list[str], code: int) -> None:
+    done = site.exec(*argv)
+    assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [(("--no-such-flag",), 2), (("--profile", "no_such_profile"), 2), (("--policy", "/no/such/file"), 2),
+     (("--workdir", "/no/such/dir"), 2), (("--timeout", "never"), 2)],
+)  # fmt: skip
+def test_bad_input_is_a_clear_error(site: Site, flags: tuple[str, ...], code: int) -> None:
+    done = site.cli("exec", *flags, "--", "true")
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert done.stderr
+
+
+def test_an_approval_with_nobody_there_exits_4_and_names_the_obligation(site: Site) -> None:
+    done = site.exec("bash", "-c", "true")
+    assert done.returncode == 4
+    assert "approval:" in done.stderr
+
+
+def test_binary_output_and_stderr_arrive_exactly(site: Site) -> None:
+    done = site.exec("python3", "-c", "import sys; sys.stdout.write('é\\n' * 1000); sys.stderr.write('err')")
+    assert done.stdout == "é\n" * 1000
+    assert done.stderr == "err"
+
+
+def test_a_deadline_kills_the_whole_group(site: Site) -> None:
+    code = "import os, time\nos.fork() or time.sleep(60)\ntime.sleep(60)"
+    done = site.exec("python3", "-c", code, flags=("--timeout", "1"))
+    assert done.returncode == 137
+    assert site.exec("true").returncode == 0
+
+
+def test_the_budget_says_no(site: Site) -> None:
+    policy = site.write(
+        "../policy.yaml",
+        "version: 1\nname: poor\ncapabilities: {run_bash: low_risk}\nbudget: {limit_usd: '0.000200'}\n",
+    )
+    done = site.cli("exec", "--policy", str(policy), "--workdir", str(site.workspace), "--", "true")
+    assert done.returncode == 5, done.stderr
+    assert "budget" in done.stderr
+
+
+def test_every_operation_is_on_record_and_the_log_verifies(site: Site) -> None:
+    before = len(site.records())
+    assert site.exec("true").returncode == 0
+    assert site.exec("true", profile="read_only").returncode == 3
+    events = [r["event"] for r in site.records()[before:]]
+    for expected in ("pod.start", "intent", "outcome", "denied", "pod.stop"):
+        assert expected in events, events
+    verified = site.verify()
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "completeness unknown" in verified.stdout
+
+
+def test_a_tampered_log_does_not_verify(site: Site) -> None:
+    lines = site.audit_log.read_text().splitlines(keepends=True)
+    forged = site.directory / "forged.jsonl"
+    record = json.loads(lines[1])
+    forged.write_text(
+        "".join(
+            [
+                lines[0],
+                lines[1].replace(record["event"], "outcome" if record["event"] != "outcome" else "denied"),
+                *lines[2:],
+            ]
+        )
+    )
+    forged.chmod(0o644)
+    assert site.cli("verify", str(forged), program="nucleus-audit").returncode == 1
+
+
+def test_files_made_in_the_workspace_are_the_owners(site: Site) -> None:
+    assert site.exec("python3", "-c", "open('made', 'w').write('x')").returncode == 0
+    made = site.workspace / "made"
+    assert made.stat().st_uid == site.uid
+    made.unlink()
+
+
+def test_without_the_helper_it_works_the_same(site: Site) -> None:
+    site.cli("helper", "stop")
+    done = site.cli("--no-helper", "exec", "--profile", "codegen", "--workdir", str(site.workspace), "--", "true")
+    assert done.returncode == 0, done.stderr
