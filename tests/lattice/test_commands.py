@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nucleus.lattice import Context, Policy, decide, parse_policy
 from nucleus.lattice.commands import analyse, resolve_program
@@ -79,6 +81,9 @@ def test_what_leaves_its_job_asks(line: str | list[str]) -> None:
         ["sh", "-c", "true;git -C x push"], ["sh", "-c", "$(git push)"], ["env", "-S", "git push"], "git send-pack x",
         ["su", "-c", "git push"], ["watch", "git push"], "stdbuf -o0 env nice git push", "busybox git push",
         "env -C sub git push", "env -u A git push",
+        "timeout -vs KILL 5 git push",
+        "env -iu A git push",
+        "env -uA git push",
     ],
 )  # fmt: skip
 def test_git_push_by_any_route_needs_git_push(line: str | list[str]) -> None:
@@ -241,3 +246,60 @@ def test_analysis_is_bounded() -> None:
 
 def test_flags_name_the_reason() -> None:
     assert "find -exec" in decided("find . -exec rm {} ;").detail
+
+
+WORDS = st.sampled_from(
+    [
+        "git",
+        "push",
+        "-C",
+        "x",
+        "env",
+        "-S",
+        "A=1",
+        "bash",
+        "-c",
+        "git push",
+        "timeout",
+        "5",
+        "-k",
+        "find",
+        "-exec",
+        ";",
+        "--",
+    ]
+    + [
+        "sed",
+        "-e",
+        "s/a",
+        "awk",
+        "xargs",
+        "sudo",
+        "-",
+        "",
+        "=",
+        ":",
+        "@",
+        ".env",
+        "HEAD:.env",
+        "python3",
+        "gh",
+        "\x00",
+        "é",
+    ]
+)
+
+
+@given(st.lists(WORDS | st.text(max_size=6), min_size=1, max_size=10))
+def test_any_argv_is_decided(argv: list[str]) -> None:
+    command = analyse(tuple(argv))
+    assert command.plain is not None
+    found = decide(policy(), Run(argv=tuple(argv)), QUIET)
+    if any(word == ".env" for word in argv[1:]) and argv[0] == "cat":
+        assert found.verdict is Verdict.DENY
+
+
+@given(st.lists(st.sampled_from(["env", "nice", "nohup", "setsid", "timeout 5", "env A=1", "stdbuf -oL"]), max_size=5))
+def test_wrappers_never_change_the_capability(wrappers: list[str]) -> None:
+    argv = [word for wrapper in wrappers for word in wrapper.split()] + ["git", "push"]
+    assert decided(argv).rule == "capabilities.git_push"

@@ -19,6 +19,7 @@ from nucleus.validate.paths import collapse
 _DEPTH = 8
 _SEPARATORS = str.maketrans(dict.fromkeys(";&|()<>$`\"'{}\n\r\t=!\\", " "))
 _SCANNED_WORDS = 400
+_KNOWN = t.ORDINARY | t.INTERPRETERS | t.SHELLS | t.NETWORK | t.OPAQUE_WRAPPERS.keys() | t.TRANSPARENT.keys() | {"env"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,9 @@ def _unwrap(command: Command, args: list[str], values: frozenset[str], operands:
     at += operands
     if at >= len(args):
         return  # the wrapper alone does nothing of its own
+    if resolve_program(args[at]) not in _KNOWN:
+        # Perhaps an option that we read wrongly (`timeout -vs KILL 5 git push`): deny by any of the words.
+        _scan_shell(command, " ".join(args), cwd)
     _analyse(command, args[at:], cwd, depth + 1)
 
 
@@ -167,6 +171,9 @@ def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
             at += 1
             break
         elif word.startswith("-"):
+            if len(word) > 2 and word[1] not in "-uC":
+                command.flags.append("env with combined options")
+                _scan_shell(command, " ".join(args[at:]), cwd)
             at += 1
         elif "=" in word:
             name = word.partition("=")[0]

@@ -32,7 +32,7 @@ Does not: see what a running program does (isolation does), or hold state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
@@ -47,8 +47,10 @@ from nucleus.lattice.policy import (
     not_allowed,
 )
 from nucleus.model.decision import Decision, Verdict
-from nucleus.model.operation import Base
 from nucleus.validate.urls import split_url
+
+if TYPE_CHECKING:  # pydantic's weight, for a name
+    from nucleus.model.operation import Base
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import TypeVar
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
 from nucleus.lattice.paths import PROTECTED, is_protected, path_set
+from nucleus.validate.paths import collapse
 
 FLOORS: tuple[str, ...] = ("namespaces", "gvisor", "qemu", "firecracker")  # weakest first
 MICRO = 1_000_000  # micro-dollars in a dollar
@@ -50,8 +51,6 @@ class Argument:
         if self.kind == "integer":
             return word.isascii() and word.removeprefix("-").isdigit()
         if self.kind == "path":
-            from nucleus.validate.paths import collapse  # small, but only needed here
-
             return not word.startswith("-") and collapse(word) is not None
         return True
 
