@@ -39,17 +39,24 @@ def _regions(data: bytes, old: bytes, new: bytes) -> Iterator[_Region]:
     at = data.find(old)
     while at >= 0:
         after = at + len(old)
-        first = data.rfind(b"\n", 0, at) + 1
         if start >= 0 and at >= end:
             yield start, end, b"".join((*parts, data[done:end]))
             start = -1
         if start < 0:
-            start, parts, done = first, [], first
+            start = done = data.rfind(b"\n", 0, at) + 1
+            parts, end = [], -1
+            whole = at == start
+        else:
+            whole = False
         parts += (data[done:at], new)
         done = after
-        at_line_end = data[after - 1 : after] == b"\n" and (new.endswith(b"\n") or (not new and at == first))
-        newline = data.find(b"\n", after)
-        end = after if at_line_end else newline + 1 if newline >= 0 else len(data)
+        if at - start > _BLOCK:  # more of this region could not be shown
+            yield start, after, b"".join(parts)
+            return
+        if after >= end:  # looked for once per line, however many matches it holds
+            closed = data[after - 1 : after] == b"\n" and (new.endswith(b"\n") or (not new and whole))
+            newline = data.find(b"\n", after)
+            end = after if closed else newline + 1 if newline >= 0 else len(data)
         at = data.find(old, after)
     if start >= 0:
         yield start, end, b"".join((*parts, data[done:end]))
@@ -83,7 +90,8 @@ def _hunks(data: bytes, old: bytes, new: bytes) -> Iterator[bytes]:
         shift += added - removed
 
     for region in _regions(data, old, new):
-        if group and (len(group) >= _GROUP or data.count(b"\n", group[-1][1], region[0]) > 2 * _CONTEXT):
+        full = group and (len(group) >= _GROUP or region[0] - group[0][0] > _BLOCK)
+        if full or (group and data.count(b"\n", group[-1][1], region[0]) > 2 * _CONTEXT):
             yield from flush()
             group = []
         group.append(region)
