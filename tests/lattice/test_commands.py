@@ -267,8 +267,6 @@ WORDS = st.sampled_from(
         "-exec",
         ";",
         "--",
-    ]
-    + [
         "sed",
         "-e",
         "s/a",

@@ -195,7 +195,8 @@ LOADER_VARIABLES = _words(
 LOADER_PREFIXES = ("LD_", "DYLD_", "PYTHON", "PERL", "GIT_", "npm_config_", "NPM_CONFIG_", "CARGO_", "BASH_FUNC_")
 
 SETS: dict[str, frozenset[str]] = {
-    "ordinary": ORDINARY | INTERPRETERS,
+    # A shell with a script is an interpreter; with a string or its input it is flagged, and no set covers that.
+    "ordinary": ORDINARY | INTERPRETERS | SHELLS,
     "interpreters": INTERPRETERS | SHELLS,
     "shells": SHELLS,
     "network": NETWORK,
