@@ -301,3 +301,11 @@ def test_any_argv_is_decided(argv: list[str]) -> None:
 def test_wrappers_never_change_the_capability(wrappers: list[str]) -> None:
     argv = [word for wrapper in wrappers for word in wrapper.split()] + ["git", "push"]
     assert decided(argv).rule == "capabilities.git_push"
+
+
+def test_a_shell_with_a_script_file_is_an_interpreter() -> None:
+    for line in ("bash run_tests.sh", "sh -x build.sh", "timeout 5 bash x.sh"):
+        assert decided(line).verdict is Verdict.ALLOW
+        assert decided(line, context=EGRESS).verdict is Verdict.ASK
+    for line in ("bash", "sh -s", "bash -", "bash -xc ls"):
+        assert decided(line).verdict is Verdict.ASK
