@@ -14,8 +14,14 @@ from harness import Builder
 
 
 @pytest.fixture(scope="module", params=["root", "user"])
-def builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
-    """A builder as root, then as an ordinary user."""
+def _builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
     made = Builder.start(request.param)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def builder(_builder: Builder) -> Iterator[Builder]:
+    """A builder as root, then as an ordinary user; pods that a failed test left are closed, the workspace is emptied."""
+    yield _builder
+    _builder.tidy()

@@ -57,7 +57,7 @@ class Answer:
     err: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Pod:
     """A pod of the harness: its name, the relay's channel, the pty master."""
 
@@ -90,6 +90,7 @@ class Pod:
     def close(self) -> None:
         """Destroy it and wait."""
         self.builder.call("close_pod", pod=self.name)
+        self.builder.open.remove(self)
         self.channel.close()
         if self.pty is not None:
             os.close(self.pty)
@@ -106,6 +107,7 @@ class Builder:
     pid: int = 0
     control: socket.socket = field(default_factory=socket.socket)
     events: list[dict[str, Any]] = field(default_factory=list)
+    open: list[Pod] = field(default_factory=list)
 
     @classmethod
     def start(cls, who: str) -> Builder:
@@ -184,7 +186,9 @@ class Builder:
         ok, fds = answer.body["ok"], answer.fds
         channel = socket.socket(fileno=fds[0])
         channel.settimeout(30)
-        return Pod(self, ok["pod"], ok["isolation"], ok["steps"], channel, fds[1] if len(fds) > 1 else None)
+        pod = Pod(self, ok["pod"], ok["isolation"], ok["steps"], channel, fds[1] if len(fds) > 1 else None)
+        self.open.append(pod)
+        return pod
 
     def try_create(self, policy: dict[str, Any] | str | None = None, stdio: tuple[int, ...] = (), **spec: Any) -> Any:
         """Make a pod or get the error's packet."""
@@ -195,6 +199,14 @@ class Builder:
             return self.call("create_pod", (workspace, *stdio), spec=body)
         finally:
             os.close(workspace)
+
+    def tidy(self) -> None:
+        """Back to how it began."""
+        for pod in list(self.open):
+            pod.close()
+        self.events.clear()
+        for path in self.workspace.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def stop(self) -> None:
         """End it, and check that nothing is left."""

@@ -216,9 +216,8 @@ class Workspace:
         with open(copy, "x", encoding="utf-8", errors="surrogateescape") as target:
             target.write(gitconfig.sanitize(text.decode("utf-8", "surrogateescape")))
         os.chmod(copy, 0o444)
-        tree = _clone(syscalls.AT_FDCWD, copy)
+        self._attach(_locked_down(_clone(syscalls.AT_FDCWD, copy)), path)
         os.unlink(copy)  # the mount keeps it
-        self._attach(_locked_down(tree), path)
 
     def _cover(self, path: str, is_directory: bool) -> None:
         cover = f"{self._masks}/{'directory' if is_directory else 'file'}"

@@ -44,6 +44,7 @@ class Compartment:
         self.gone: Future[None] = Future()
         self.pty: int | None = None
         self._how: dict[str, Any] = {"code": None, "signal": signal.SIGKILL}
+        self._killed = False
         self._loop = loop
         self._on_exit = on_exit
         self._on_born = on_born
@@ -61,7 +62,8 @@ class Compartment:
             )
 
     def kill(self) -> None:
-        """SIGKILL its pid 1, and with it everything in its pid namespace."""
+        """SIGKILL its pid 1, and with it everything in its pid namespace; as soon as it is born when it is not yet."""
+        self._killed = True
         if self.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -113,7 +115,10 @@ class Compartment:
         if "pid" in body and self.pidfd < 0 and len(packet.fds) == 1:
             self.pid, self.pidfd = int(body["pid"]), packet.fds[0]
             self._loop.on_readable(self.pidfd, self._died)
-            self._on_born(self.pid)
+            if self._killed:
+                self.kill()
+            else:
+                self._on_born(self.pid)
         elif "error" in body:
             checked(body)
         elif body.get("ready") is True and not self.ready.done:
