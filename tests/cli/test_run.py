@@ -63,6 +63,7 @@ def test_pipes(nucleus: Nucleus, stand_in: StandIn, workspace: pathlib.Path) -> 
         "nucleus: operations 2, denied 1, asked 1, charged $1.000007 of $2.500000\n"
         f"nucleus: audit: 3 records in {stand_in.state}/audit.jsonl\n"
         "nucleus: isolation: namespaces, kernel shared; missing: cgroup v2\n"
+        "nucleus: advisory: --share-workspace: what the agent's own tools read is not in the log\n"
     )
     assert [request["op"] for request in stand_in.requests] == ["create_pod", "close_pod"]
 

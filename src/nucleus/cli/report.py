@@ -30,6 +30,7 @@ class Summary:
     asked: int = 0
     charged: int = 0
     budget: int = 0
+    unmediated: bool = False
     records: int = 0
     unreadable: int = 0
     problem: str = ""
@@ -50,6 +51,8 @@ class Summary:
             if self.unreadable:
                 rows.append(f"audit: {self.unreadable} lines are no records; run `nucleus audit verify`")
         rows.append(isolation_line(self.isolation))
+        if self.unmediated:
+            rows.append("advisory: --share-workspace: what the agent's own tools read is not in the log")
         return "".join(f"nucleus: {row}\n" for row in rows)
 
 

@@ -89,6 +89,7 @@ def main(argv: list[str]) -> int:
             os.close(workspace)
     summary = report.summarize(state_dir(), offset, pod.name)
     summary.isolation, summary.exit_code, summary.budget = pod.isolation, code, pod.budget_limit
+    summary.unmediated = options["share-workspace"]
     _print(summary, options["json"])
     return code
 
