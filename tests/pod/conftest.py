@@ -22,6 +22,6 @@ def _builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
 
 @pytest.fixture
 def builder(_builder: Builder) -> Iterator[Builder]:
-    """A builder as root, then as an ordinary user; pods that a failed test left are closed, the workspace is emptied."""
+    """A builder as root, then as an ordinary user; what a failed test left is closed and emptied."""
     yield _builder
     _builder.tidy()

@@ -3,6 +3,7 @@
 Each answer is "open" when it got through, else the reason why not.
 """
 
+# ruff: noqa: SIM115 -- files close with the process
 import ctypes
 import fcntl
 import glob
@@ -180,8 +181,9 @@ def init_memory():
 
 @probe
 def terminal_injection():
-    master, slave = pty.openpty()
-    os.setsid() if os.getpid() != os.getsid(0) else None
+    _master, slave = pty.openpty()
+    if os.getpid() != os.getsid(0):
+        os.setsid()
     fcntl.ioctl(slave, 0x540E, 0)  # TIOCSCTTY: without a controlling terminal the refusal would prove nothing
     fcntl.ioctl(slave, 0x5412, b"x")
     return "open"

@@ -108,8 +108,9 @@ def test_git_is_usable_and_cannot_be_poisoned(builder: Builder) -> None:
     for bad in ("PASSWORD", "evil", "hooksPath", "alias", "include", "fsmonitor"):
         assert bad.lower() not in seen.lower()
     for attempt in (
-        "echo evil > .git/hooks/pre-commit", "mv .git/hooks .git/h", "rmdir .git/hooks", "mv .git .g", "rm -rf .git/hooks",
-        "echo evil >> .git/config", "mv .git/config x", "git config core.fsmonitor evil", "chmod 777 .git/hooks",
+        "echo evil > .git/hooks/pre-commit", "mv .git/hooks .git/h", "rmdir .git/hooks", "mv .git .g",
+        "rm -rf .git/hooks", "echo evil >> .git/config", "mv .git/config x",
+        "git config core.fsmonitor evil", "chmod 777 .git/hooks",
     ):  # fmt: skip
         assert pod.sh(attempt).code != 0, attempt
     done = pod.sh("echo hi > f && git add f && git commit -q -m one && git log --oneline | wc -l")

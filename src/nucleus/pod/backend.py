@@ -87,7 +87,8 @@ class Backend(Protocol):
     async def make(self, plan: Plan, on_exit: Callable[[str, dict[str, Any]], None]) -> Box:
         """Make network and processes, up to where they wait for `start`: nothing untrusted runs yet.
 
-        `on_exit(kind, how)` is called once for each compartment that ends: kind ``work`` or ``agent``, how ``{code, signal}``.
+        `on_exit(kind, how)` is called once for each compartment that ends: kind ``work`` or ``agent``, how
+        ``{code, signal}``.
         """
 
     async def start(self, box: Any, block: list[str], protect: list[str]) -> Started:

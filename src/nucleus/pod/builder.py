@@ -1,11 +1,11 @@
 """The builder: serves launchers, owns the other three processes, makes and destroys pods. Holds no secret.
 
 `python -I -m nucleus.pod.builder --helper|--private --state DIR --runtime DIR`
-  --helper   listens on <runtime>/helper.sock; one per runtime directory (flock); ends when stopped or after IDLE_SECONDS without pods
-             and launchers; descriptor 3, if open, gets one byte once it listens
+  --helper   listens on <runtime>/helper.sock; one per runtime directory (flock); ends when stopped or after
+             IDLE_SECONDS without pods and launchers; descriptor 3, if open, gets one byte once it listens
   --private  serves the one launcher on descriptor 3 and ends with it
-Promises: a peer of another uid (root aside), or from another user, pid or mount namespace, is refused; a launcher's pods
-end when its socket does; when authority, template or zygote ends, everything ends.
+Promises: a peer of another uid (root aside), or from another user, pid or mount namespace, is refused; a launcher's
+pods end when its socket does; when authority, template or zygote ends, everything ends.
 Relies on: SO_PEERCRED, /proc/<pid>/ns. Does not: read policies, workspaces or what pods say.
 """
 
@@ -18,8 +18,9 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from nucleus.errors import DeniedError, InvalidError, NucleusError, SandboxError
@@ -42,6 +43,7 @@ IDLE_SECONDS = 300.0
 LAUNCHERS = 256  # connected at a time
 LIMITS = cgroups.Limits()
 NAMESPACE_KINDS = ("user", "pid", "mnt")
+SDK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sdk")
 
 
 class Builder:
@@ -67,7 +69,7 @@ class Builder:
         for name in ("authority", "zygote", "template"):
             self.pids[name], channel = children.start(commands[name])
             self._peers[name] = children.Peer(
-                name, channel, self.loop, lambda packet: close_all(packet.fds), lambda name=name: self._lost(name)
+                name, channel, self.loop, lambda packet: close_all(packet.fds), partial(self._lost, name)
             )
         self.ready: Future[Pods] = self.loop.task(self._configure())
 
@@ -80,9 +82,8 @@ class Builder:
         root = os.geteuid() == 0
         base = f"{self._directory}/base"
         runtime.private_directory(base)
-        sdk = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sdk")
-        zygote = self._peers["zygote"].call("configure", base=base, sdk=sdk)
-        identity = {"uid": runtime.AUTHORITY_UID} if root else {}
+        zygote = self._peers["zygote"].call("configure", base=base, sdk=SDK)
+        identity: dict[str, Any] = {"uid": runtime.AUTHORITY_UID} if root else {}
         authority = self.authority.call("configure", state_dir=self._state, trust_domain=TRUST_DOMAIN, **identity)
         made = (await self.loop.within(ANSWER_SECONDS, zygote, "the zygote")).body
         await self.loop.within(ANSWER_SECONDS, authority, "the authority")
@@ -117,11 +118,9 @@ class Builder:
             peer.close()
         # The authority flushes and ends by itself at the end of its channel; what is left dies with us.
         for _ in range(50):
-            with suppress(ChildProcessError):
-                if os.waitpid(self.pids["authority"], os.WNOHANG)[0] == 0:
-                    await _sleep(self.loop, 0.01)
-                    continue
-            break
+            if _ended(self.pids["authority"]):
+                break
+            await _sleep(self.loop, 0.01)
         for launcher in list(self.launchers):
             launcher.close()
         self.loop.stop()
@@ -172,14 +171,12 @@ class Launcher:
                 self._builder.pods.destroy(pod, "the launcher is gone")
         self._builder.released(self)
 
-    def _send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+    def _send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> None:
         try:
             if self._open:
                 send_packet(self._channel, body, fds)
-                return True
         except (OSError, InvalidError):
             self.close()
-        return False
 
     def _readable(self) -> None:
         try:
@@ -230,12 +227,10 @@ class Launcher:
         created = await pods.create(body.get("spec"), fds, self._send)
         pod = pods.all[created.body["pod"]]
         self._pods[pod.name] = pod
-        pod_gone = lambda: self._pods.pop(pod.name, None)  # noqa: E731
         if not self._open:
             close_all(created.fds)
             pods.destroy(pod, "the launcher is gone")
             raise SandboxError("the launcher is gone", rule="builder.launcher")
-        pod.gate_gone.when_done(lambda: self._builder.loop.soon(pod_gone))
         return created.body, created.fds
 
     async def _attach_approver(self, _: dict[str, Any], __: list[int]) -> tuple[dict[str, Any], list[int]]:
@@ -267,6 +262,14 @@ class Launcher:
         return {}, []
 
 
+def _ended(pid: int) -> bool:
+    """Has our child ended (and is reaped by this)?"""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True
+
+
 async def _done(future: Future[Any]) -> None:
     """Wait until `future` is resolved, however."""
     if not future.done:
@@ -287,7 +290,7 @@ def check_peer(channel: socket.socket) -> int:
     Raises:
         DeniedError: another user's, or in other namespaces than ours (a container's root is not ours).
     """
-    pid, uid, _ = struct.unpack("=iII", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _gid = struct.unpack("=iII", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid not in (0, os.geteuid()):
         raise DeniedError(f"uid {uid} may not use this helper", rule="helper.peer")
     for kind in NAMESPACE_KINDS:
@@ -297,7 +300,7 @@ def check_peer(channel: socket.socket) -> int:
             same = False
         if not same:
             raise DeniedError(f"the peer is in another {kind} namespace", rule="helper.peer")
-    return uid
+    return int(uid)
 
 
 def _listen(directory: str) -> tuple[socket.socket, int] | None:

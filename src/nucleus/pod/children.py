@@ -1,8 +1,8 @@
 """The builder's children (authority, gate template, zygote): how they are started and talked to.
 
-Promises: a child starts with `PATH` and `LANG` for an environment, `/dev/null` on 0 and 1, our stderr on 2, its channel on 3 and
-nothing else open; it dies with us (PR_SET_PDEATHSIG) and is told so by the end of its channel, too. A request to a
-child that is gone, or a child that goes while one waits, is a SandboxError.
+Promises: a child starts with `PATH` and `LANG` for an environment, `/dev/null` on 0 and 1, our stderr on 2, its channel
+on 3 and nothing else open; it dies with us (PR_SET_PDEATHSIG) and is told so by the end of its channel, too. A request
+to a child that is gone, or a child that goes while one waits, is a SandboxError.
 Relies on: being single-threaded (fork), `nucleus.pod.packets`. Does not: restart a child; the builder ends instead.
 """
 

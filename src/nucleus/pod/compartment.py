@@ -4,7 +4,7 @@
 of the new pid namespace. A failure of any step is reported by the step's name, and nothing untrusted has run.
 
  1. session      a session of its own, only the needed descriptors, the pod's network namespace
- 2. identity     as root: the workspace's idmapped mount and the view's parts are taken, then the pod's uid for good, no groups
+ 2. identity     the view's parts and (as root) the idmapped workspace are taken, then the pod's uid for good, no groups
  3. namespaces   user (inside uid 1000 is the pod's uid, nothing else is mapped), mount, pid, ipc, uts, cgroup
  4. init         pid 1 of the new pid namespace; the helper that forked it is gone before the next step ends
  5. view         the new root (nucleus.pod.view)
@@ -431,9 +431,8 @@ def _hands(order: Order, zygote: Zygote, ready: dict[str, Any]) -> int:
     order.status.close()
     os.chdir(WORKSPACE)
     with socket.socket(fileno=order.channel) as channel:
-        return hands.serve(
-            channel, root=WORKSPACE, env=environment(order), command_filter=zygote.filters["commands"], reaper=True
-        )
+        commands = zygote.filters["commands"]
+        return hands.serve(channel, root=WORKSPACE, env=environment(order), command_filter=commands, reaper=True)
 
 
 def _agent(order: Order, ready: dict[str, Any]) -> int:

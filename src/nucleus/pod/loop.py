@@ -123,12 +123,15 @@ class Loop:
         """End `run` after this turn."""
         self._running = False
 
+    def _stopped(self) -> bool:
+        return not self._running
+
     def run(self) -> None:
         """Serve until `stop`."""
-        while self._running:
+        while True:
             while self._ready:
                 self._ready.popleft()()
-            if not self._running:
+            if self._stopped():
                 break
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for key, _ in self._selector.select(timeout):

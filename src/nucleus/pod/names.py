@@ -3,12 +3,13 @@
 Promises, for the view that it is given, before anything untrusted runs in it:
  1. every name that the policy blocks is covered by an empty, unreadable file or directory;
  2. every name that the policy protects, where it exists, is read-only;
- 3. each `.git` directory (looked at by this rule alone: git cannot do without its config) is a mount of its own (it cannot be renamed away), its `hooks` are read-only (an empty
-    placeholder where there are none), its `config` and `config.worktree` are sanitized copies; a `.git` file (a linked
-    worktree: it points out of the workspace) and a `.git` with a `commondir` are covered, with a note that says so.
+ 3. each `.git` directory is looked at by this rule alone (git cannot do without its config): it is a mount of its own
+    (so it cannot be renamed away), its `hooks` are read-only (an empty placeholder where there are none), its `config`
+    and `config.worktree` are sanitized copies; a `.git` file (a linked worktree: it points out of the workspace) and
+    a `.git` with a `commondir` are covered, with a note that says so.
 Relies on: `open_beneath` for every name it touches; `matcher` for the globs.
-Does not: cover names that appear later (the gate decides those by name; a command can still make them), a second hard link to
-a blocked file, or what a symlink is called (its target has a name of its own).
+Does not: cover names that appear later (the gate decides those by name; a command can still make them), a second hard
+link to a blocked file, or what a symlink is called (its target has a name of its own).
 The walk is bounded: a workspace of more than `WALK_ENTRIES` names fails closed when the policy blocks or protects any.
 """
 

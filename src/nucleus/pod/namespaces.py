@@ -1,8 +1,8 @@
-"""The `namespaces` backend: two compartments on the host's kernel (user, pid, mount, net, ipc, uts, cgroup, seccomp, Landlock).
+"""The `namespaces` backend: two compartments on the host's kernel, in namespaces of their own, seccomp and Landlock.
 
-Promises: `make` returns once the pod's network exists and its compartments are being prepared; nothing untrusted runs before `start`;
-a compartment is in its cgroup before it is released; `destroy` ends every process by pidfd and cgroup and removes the
-cgroups and the placeholders in the workspace.
+Promises: `make` returns once the pod's network exists and its compartments are being prepared; nothing untrusted runs
+before `start`; a compartment is in its cgroup before it is released; `destroy` ends every process by pidfd and cgroup
+and removes the cgroups and the placeholders in the workspace.
 Relies on: the zygote (nucleus.pod.zygote), which is told everything, and `nucleus.pod.cgroups`.
 Does not: know the gate or the authority (nucleus.pod.pods brings them together).
 """

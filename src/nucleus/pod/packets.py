@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from nucleus.errors import InvalidError, SandboxError
+from nucleus.errors import InvalidError, NucleusError, SandboxError, by_code
 
 PACKET_BYTES = 262_144  # one packet, JSON text
 MAX_FDS = 16  # descriptors of one packet
@@ -102,8 +102,6 @@ def checked(answer: dict[str, Any]) -> dict[str, Any]:
     Raises:
         NucleusError: what the other side reported; SandboxError when the answer has neither part.
     """
-    from nucleus.errors import by_code
-
     ok = answer.get("ok")
     if isinstance(ok, dict):
         return ok
@@ -113,20 +111,14 @@ def checked(answer: dict[str, Any]) -> dict[str, Any]:
     parts = {key: value for key in ("message", "rule", "next_step") if isinstance(value := error.get(key), str)}
     code = error.get("code")
     family = by_code(code if isinstance(code, str) else "")
-    return _raise(family(parts.get("message", "?"), rule=parts.get("rule", ""), next_step=parts.get("next_step", "")))
+    raise family(parts.get("message", "?"), rule=parts.get("rule", ""), next_step=parts.get("next_step", ""))
 
 
 def error_body(error: Exception) -> dict[str, Any]:
     """An exception as the `error` part of an answer."""
-    from nucleus.errors import NucleusError
-
     if isinstance(error, NucleusError):
         return {"code": error.code, "message": error.message, "rule": error.rule, "next_step": error.next_step}
     return {"code": "internal_error", "message": f"{type(error).__name__}: {error}", "rule": "", "next_step": ""}
-
-
-def _raise(error: Exception) -> Any:
-    raise error
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

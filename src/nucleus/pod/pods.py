@@ -1,12 +1,13 @@
 """From `create_pod` to nothing left: gate, authority and backend brought together, one pod at a time.
 
-Promises: a pod that cannot be made whole is undone, and the launcher hears why; a pod whose gate, hands or launcher is gone is
-destroyed; after `destroy` no process, mount, cgroup, socket, slot or placeholder of it is left, and the authority has
-closed it. Relies on: `Backend`, the gate template, the authority. Does not: parse policies (the gate does).
+Promises: a pod that cannot be made whole is undone, and the launcher hears why; a pod whose gate, hands or launcher is
+gone is destroyed; after `destroy` no process, mount, cgroup, socket, slot or placeholder of it is left, and the
+authority has closed it. Relies on: `Backend`, the gate template, the authority. Does not: parse policies (a gate does).
 
 The order of `create`, which runs what it can at the same time:
  1. a slot (it fixes the uids), the pod's runtime directory, the channels gate⇄authority, gate⇄hands, gate⇄launcher
- 2. together: the backend makes the network and prepares the compartments; the template forks the gate, which parses the policy
+ 2. together: the backend makes the network and prepares the compartments; the template forks the gate, which parses
+    the policy
  3. the floor that the policy asks for is held against what the backend gives
  4. the authority registers the pod (`pod.start` is on disk) and gets the gate's channel, and the Workload socket
  5. the compartments are released with the policy's hidden and protected names
@@ -30,7 +31,7 @@ from nucleus.pod.backend import Plan, check_floor
 from nucleus.pod.children import Peer
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.namespaces import Namespaces, NamespacesBox, workload_socket
-from nucleus.pod.packets import Packet, close_all, stream_pair
+from nucleus.pod.packets import close_all, stream_pair
 from nucleus.pod.spec import PodSpec
 
 ANSWER_SECONDS = 15.0

@@ -21,7 +21,7 @@ ENV_BYTES = 32_768  # all of them together
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Exactly these are too wide or not data: each would show host state, secrets of others, or kernel interfaces.
-REFUSED_TREES = ("/etc", "/var", "/run", "/proc", "/sys", "/dev", "/boot", "/tmp", "/workspace")
+REFUSED_TREES = ("/etc", "/var", "/run", "/proc", "/sys", "/dev", "/boot", "/tmp", "/workspace")  # noqa: S108
 REFUSED_EXACT = ("/", "/root", "/home", "/usr", "/opt", "/srv", "/mnt", "/media")
 
 

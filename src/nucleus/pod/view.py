@@ -1,7 +1,7 @@
 """What a compartment sees: its own root, made of read-only pieces of the host and private, empty places.
 
-Promises: nothing of the host is visible but /usr (and the /bin, /lib… that belong to it), a short list of /etc files that
-programs need, six device nodes, and declared toolchains, all read-only; /tmp, /home/agent, /dev/shm, /dev/pts and
+Promises: nothing of the host is visible but /usr (and the /bin, /lib… that belong to it), a short list of /etc files
+that programs need, six device nodes, and declared toolchains, all read-only; /tmp, /home/agent, /dev/shm, /dev/pts and
 /proc are the compartment's own; the root itself is read-only; the old root is gone from the mount namespace.
 Relies on: `prepare_base`, run once in the zygote's private mount namespace; the new mount API (Linux 5.12).
 Does not: hide files from whoever has their uid (that is what the compartment's uid is for); mount sysfs, /run or /var.
@@ -25,14 +25,15 @@ SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into /usr, 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Copied once: what a resolver, a loader, a locale or a shell reads. Links into /usr stay links.
 ETC_FILES = (
-    "ld.so.cache ld.so.conf nsswitch.conf host.conf gai.conf localtime timezone locale.alias mime.types magic "
-    "ca-certificates.conf services protocols networks os-release debian_version inputrc bash.bashrc profile shells "
-    "ssl/openssl.cnf"
-).split()
+    "ld.so.cache", "ld.so.conf", "nsswitch.conf", "host.conf", "gai.conf", "localtime", "timezone", "locale.alias",
+    "mime.types", "magic", "ca-certificates.conf", "services", "protocols", "networks", "os-release", "debian_version",
+    "inputrc", "bash.bashrc", "profile", "shells", "ssl/openssl.cnf",
+)  # fmt: skip
 # Shown by read-only bind: too large to copy, no secrets in them (ssl/private is beside ssl/certs, and stays out).
 ETC_TREES = (
-    "ld.so.conf.d ssl/certs ca-certificates alternatives python3 terminfo fonts perl pki/tls pki/ca-trust".split()
-)
+    "ld.so.conf.d", "ssl/certs", "ca-certificates", "alternatives", "python3", "terminfo", "fonts", "perl",
+    "pki/tls/certs", "pki/ca-trust",
+)  # fmt: skip
 ETC_PREFIXES = ("python3.", "java-")
 ETC_MADE = {
     "passwd": "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nagent:x:1000:1000:agent:/home/agent:/bin/sh\n"

@@ -3,11 +3,11 @@
 `python -I -m nucleus.pod.zygote`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
   configure {base}                       → {ok: {root, landlock, missing: [...]}}
   make_network {}                        → {ok: {}} + [network namespace, listening socket 127.0.0.1:7443 in it]
-  start {kind, descriptors: [names], ...} + descriptors  → {ok: {}} once forked; the rest is said on the `status` descriptor
+  start {kind, descriptors: [names], ...} + descriptors  → {ok: {}} once forked; the rest is said on `status`
 Promises: before any pod it is in a mount namespace of its own (it receives the host's mounts, sends none), in a network
 namespace of its own that has no way out, not dumpable; as an ordinary user also in a user namespace of its own, so
 that from there on root and user are the same code. Ends with the builder (channel and PR_SET_PDEATHSIG).
-Relies on: `nucleus.kernel`; user namespaces. Does not: parse anything that a pod wrote, or reap for the builder (pidfds do).
+Relies on: `nucleus.kernel`; user namespaces. Does not: parse what a pod wrote, or reap for the builder (pidfds do).
 """
 
 from __future__ import annotations
