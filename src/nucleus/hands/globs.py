@@ -43,27 +43,50 @@ class Glob:
         return self._program.fullmatch(name.encode("utf-8")) is not None
 
 
-@lru_cache(maxsize=8)
-def excluded(patterns: tuple[str, ...]) -> Glob | None:
-    """The matcher of an exclude list; None for an empty one.
+class Exclude:
+    """A policy's block list: a glob without a slash is a name at any depth, one with a slash starts at the root.
 
-    ``x/**`` beside ``x`` is left out: what is below a match is never walked, and `covers` asks for each directory
-    above.
+    What is below a match is covered, too: a walk does not go there, and `covers` asks for each directory above.
     """
-    have = set(patterns)
-    kept = tuple(item for item in patterns if not (item.endswith("/**") and item[:-3] in have))
-    return Glob(kept, ignore_case=True) if kept else None
 
+    def __init__(self, globs: tuple[str, ...]) -> None:
+        names: list[str] = []
+        anchored: list[str] = []
+        for text in globs:
+            while text.endswith(("/", "/**")):
+                text = text.removesuffix("/**").rstrip("/")
+            text = text.removeprefix("./")
+            if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
+                text = text[3:]
+            if "/" in text or "**" in text:
+                anchored.append(text.lstrip("/"))
+            else:
+                names.append(text)
+        self._names = Glob(tuple(names), ignore_case=True) if names else None
+        self._anchored = Glob(tuple(anchored), ignore_case=True) if anchored else None
 
-def covers(glob: Glob | None, name: str) -> bool:
-    """Whether an exclude list covers `name` or a directory above it."""
-    if glob is None or name == ".":
-        return False
-    end = len(name)
-    while end > 0:
-        if glob.matches(name[:end]):
+    def matches(self, path: str) -> bool:
+        """Whether a glob matches this very path (not only a directory above it)."""
+        if self._names is not None and self._names.matches(path.rpartition("/")[2]):
             return True
-        end = name.rfind("/", 0, end)
+        return self._anchored is not None and self._anchored.matches(path)
+
+
+@lru_cache(maxsize=8)
+def excluded(globs: tuple[str, ...]) -> Exclude | None:
+    """The matcher of an exclude list; None for an empty one."""
+    return Exclude(globs) if globs else None
+
+
+def covers(skip: Exclude | None, path: str) -> bool:
+    """Whether an exclude list covers `path` or a directory above it."""
+    if skip is None or path == ".":
+        return False
+    end = len(path)
+    while end > 0:
+        if skip.matches(path[:end]):
+            return True
+        end = path.rfind("/", 0, end)
     return False
 
 
