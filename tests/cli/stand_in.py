@@ -263,7 +263,7 @@ class OnTerminal:
     def settings(self) -> list[Any]:
         return termios.tcgetattr(self.slave)
 
-    def wait_for(self, text: bytes, seconds: float = 10) -> None:
+    def wait_for(self, text: bytes, seconds: float = 30) -> None:
         """Read the terminal until `text` was shown."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:
@@ -288,7 +288,7 @@ class OnTerminal:
             rows.to_bytes(2, sys.byteorder) + columns.to_bytes(2, sys.byteorder) + bytes(4),
         )
 
-    def wait(self, seconds: float = 15) -> int:
+    def wait(self, seconds: float = 40) -> int:
         """The exit code; the terminal is read meanwhile."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:

@@ -82,11 +82,11 @@ def test_an_approval_at_the_terminal(
     house: House, at_terminal: Callable[..., OnTerminal], typed: bytes, code: int
 ) -> None:
     program = at_terminal("exec", "--profile", "codegen", "--", "sh", "-c", "exit 7")
-    program.wait_for(b"allow this once? [y/N] ", seconds=30)
+    program.wait_for(b"allow this once? [y/N] ")
     assert b'argv: ["sh", "-c", "exit 7"]' in program.shown
     time.sleep(READING_S)
     program.type(typed)
-    assert program.wait(30) == code, program.shown
+    assert program.wait() == code, program.shown
     assert "approval" in house.events()
 
 
@@ -96,10 +96,10 @@ def test_an_agent_on_a_pty(house: House, at_terminal: Callable[..., OnTerminal])
     )
     before = program.settings()
     program.resize(31, 97)
-    program.wait_for(b"approvals watch", seconds=30)
+    program.wait_for(b"approvals watch")
     time.sleep(0.5)
     program.type(b"words\r")
-    assert program.wait(30) == 3, program.shown
+    assert program.wait() == 3, program.shown
     assert b"got:words" in program.shown
     assert b"ended with exit code 3" in program.shown
     assert program.settings() == before
