@@ -198,7 +198,7 @@ def _check(result: Result) -> None:
     if result.exit_code == 0:
         return
     said = result.stderr[:4096].decode("utf-8", "replace")
-    if "not a git repository" in said:
+    if "ot a git repository" in said:
         raise HandsError("not_found", "no git repository")
     if "ermission denied" in said or "Read-only file system" in said:
         raise HandsError("permission", "git may not write there")
