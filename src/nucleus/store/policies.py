@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from nucleus.errors import InvalidError
 from nucleus.limits import LIMITS
 
 DEFAULT_PROFILE = "restrictive"
-_PROFILES = Path(__file__).resolve().parent.parent / "lattice" / "profiles"
+_PROFILES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lattice", "profiles")
 
 
 def profile_names() -> tuple[str, ...]:
@@ -40,7 +39,7 @@ def profile_text(name: str) -> str:
             rule="policy.profile",
             next_step="Name one of them, or give your own file with --policy FILE.",
         )
-    return _read(_PROFILES / f"{name}.yaml")
+    return _read(os.path.join(_PROFILES, f"{name}.yaml"))
 
 
 def load_policy_text(profile: str | None = None, path: str | None = None) -> tuple[str, str]:
@@ -59,12 +58,12 @@ def load_policy_text(profile: str | None = None, path: str | None = None) -> tup
     if profile is not None and path is not None:
         raise InvalidError("give a profile or a policy file, not both", rule="policy.profile")
     if path is not None:
-        return _read(Path(path)), path
+        return _read(path), path
     name = DEFAULT_PROFILE if profile is None else profile
     return profile_text(name), f"profile {name}"
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
         # O_NONBLOCK: a FIFO must not hold us before it is seen to be one.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -81,7 +80,7 @@ def _read(path: Path) -> str:
         raise InvalidError(f"{path}: not UTF-8 at byte {error.start}", rule="policy.file") from None
 
 
-def _bounded(descriptor: int, path: Path) -> bytes:
+def _bounded(descriptor: int, path: str) -> bytes:
     """All of a regular file, or an InvalidError; never more than the limit and one byte in memory."""
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):
