@@ -339,6 +339,7 @@ def _accept(builder: Builder, listener: socket.socket) -> None:
 
 def run(mode: str, state: str, directory: str, commands: dict[str, tuple[str, ...]] = children.COMMANDS) -> int:
     """Be a builder until it is over. `commands` is for tests."""
+    tell = _is_open(3)  # asked before anything of ours can become number 3
     syscalls.set_dumpable(False)
     os.umask(0o077)
     runtime.private_directory(directory)
@@ -351,8 +352,9 @@ def run(mode: str, state: str, directory: str, commands: dict[str, tuple[str, ..
         listener = listening[0]
         builder.loop.on_readable(listener.fileno(), lambda: _accept(builder, listener))
         builder.watch_idle()
-        with suppress(OSError):
-            os.write(3, b".")
+        if tell:
+            with suppress(OSError):
+                os.write(3, b".")
             os.close(3)
     else:
         builder.serve(socket.socket(fileno=3), os.getuid())
@@ -361,6 +363,14 @@ def run(mode: str, state: str, directory: str, commands: dict[str, tuple[str, ..
         with suppress(FileNotFoundError):
             os.unlink(f"{directory}/helper.sock")
     return 0
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _end_on_signals(builder: Builder) -> None:
