@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from .harness import Authority, state_directory
+from nucleus.authority.identities import Issuer
+from nucleus.authority.peers import APPROVER, GATE
+from nucleus.authority.service import Service
+from nucleus.errors import NucleusError
+from nucleus.frames import Frame
+from nucleus.store.audit_log import AuditLog
+from nucleus.store.ledger import Ledger
+
+from .harness import HASH, TRUST_DOMAIN, WHO, Authority, state_directory
 
 
 @pytest.fixture
@@ -38,3 +46,66 @@ def start(state: Path) -> Iterator[Callable[..., Authority]]:
 @pytest.fixture
 def authority(start: Callable[..., Authority]) -> Authority:
     return start()
+
+
+class Ear:
+    """A channel that keeps what it is sent."""
+
+    def __init__(self, kind: str, *, pod: str = "", uid: int = -1) -> None:
+        self.kind, self.pod, self.uid = kind, pod, uid
+        self.attested = None
+        self.seen: list[dict[str, Any]] = []
+
+    def send(self, header: dict[str, Any]) -> None:
+        self.seen.append(header)
+
+    def answer(self, ident: int, ok: dict[str, Any]) -> None:
+        self.send({"id": ident, "ok": ok})
+
+    def fail(self, ident: int, error: NucleusError) -> None:
+        self.send({"id": ident, "error": {"code": error.code, "rule": error.rule}})
+
+    def shut(self) -> None:
+        self.seen.append({"shut": True})
+
+
+class TestService(Service):
+    """The service with its clocks in our hand."""
+
+    __test__ = False
+
+    def __init__(self, directory: str) -> None:
+        self.wall, self.mono = 10**18, 10**9
+        ledger = Ledger(directory)
+        ledger.load()
+        log = AuditLog(directory)
+        super().__init__(ledger, log, Issuer(directory, TRUST_DOMAIN), TRUST_DOMAIN, lambda: (self.wall, self.mono))
+
+    def pass_time(self, wall: int, mono: int) -> None:
+        self.wall += wall
+        self.mono += mono
+
+    def frame(self, channel: Any, ident: int, **header: Any) -> None:
+        if header["op"] == "ask":
+            header = {
+                "operation": {"kind": "run"},
+                "operation_hash": HASH,
+                "principal": WHO,
+                "decision": {"rule": "r", "reason": "why"},
+                "display": ["x"],
+                **header,
+            }
+        self.turn([(channel, Frame({"id": ident, **header}))])
+
+
+@pytest.fixture
+def in_process(tmp_path: Path) -> Iterator[tuple[TestService, Ear, Ear]]:
+    tmp_path.chmod(0o700)
+    service = TestService(str(tmp_path))
+    service.register_pod("p1", "default", {})
+    gate, approver = Ear(GATE, pod="p1"), Ear(APPROVER, uid=7)
+    service.frame(gate, 1, op="open_budget", limit=1000, window_ns=0)
+    service.frame(approver, 1, op="watch")
+    yield service, gate, approver
+    service.ledger.close()
+    service.log.close()

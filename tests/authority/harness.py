@@ -30,6 +30,7 @@ class Client:
         self._frames: list[Frame] = []
         self._next = 0
         self.events: list[dict[str, Any]] = []
+        self.answers: dict[int, dict[str, Any]] = {}
 
     def send(self, op: str, **fields: Any) -> int:
         self._next += 1
@@ -45,11 +46,13 @@ class Client:
         return self._frames.pop(0).header
 
     def wait(self, ident: int) -> dict[str, Any]:
-        while True:
+        while ident not in self.answers:
             header = self.receive()
-            if header.get("id") == ident:
-                return checked(header)
-            self.events.append(header)
+            if "id" in header:
+                self.answers[header["id"]] = header
+            else:
+                self.events.append(header)
+        return checked(self.answers.pop(ident))
 
     def event(self) -> dict[str, Any]:
         return self.events.pop(0) if self.events else self.receive()
@@ -75,7 +78,9 @@ class Client:
             "decision": {"rule": "approve.run_bash", "reason": "run_bash needs a human", "obligations": []},
             "display": ["operation: run", 'argv: ["make"]'],
         }
-        return self.send("ask", **{**body, **fields})
+        ident = self.send("ask", **{**body, **fields})
+        self.call("budget")  # channels have no order among them: once this is answered, the ask is there
+        return ident
 
     def close(self) -> None:
         self.sock.close()

@@ -7,6 +7,8 @@ Does not: use asyncio (its import alone costs more than this process's whole sta
 
 from __future__ import annotations
 
+import fcntl
+import os
 import select
 import socket
 from typing import Any
@@ -181,7 +183,7 @@ class Loop:
         role = body.get("role")
         if len(fds) != 1:
             raise InvalidError("attach takes one descriptor", rule="packets.fds")
-        sock = socket.socket(fileno=_duplicate(fds[0]))
+        sock = _socket(fds[0])
         try:
             if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
                 raise InvalidError("attach takes a unix stream socket", rule="packets.fds")
@@ -251,7 +253,11 @@ class Loop:
         self._epoll.close()
 
 
-def _duplicate(fd: int) -> int:
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+def _socket(fd: int) -> socket.socket:
+    """A duplicate of a descriptor as a socket. Raises InvalidError: it is none."""
+    own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise InvalidError("attach takes a socket", rule="packets.fds") from None
