@@ -83,7 +83,10 @@ def _reap(control: socket.socket) -> None:
             return
         if pid == 0:
             return
-        packets.send_packet(control, {"event": "gate_exit", "pid": pid, "status": status})
+        try:
+            packets.send_packet(control, {"event": "gate_exit", "pid": pid, "status": status})
+        except OSError:
+            return  # the builder went first: the next packet says so
 
 
 def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Callable[[], int] | None:
