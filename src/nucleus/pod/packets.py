@@ -76,7 +76,8 @@ def recv_packet(channel: socket.socket, *, max_fds: int = MAX_FDS) -> Packet | N
     try:
         data, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
-        return None
+        # It closed without having read all of ours. The error is told once; its last words come after it.
+        data, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
     try:
         if not data and not fds and not flags & socket.MSG_TRUNC:
