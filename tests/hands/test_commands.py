@@ -186,9 +186,9 @@ class PidOne(Gate):
         from nucleus.frames import Decoder
 
         self.socket, theirs = socket.socketpair()
+        unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
         self.process = subprocess.Popen(
-            [*"unshare --pid --fork --kill-child --mount-proc".split(), sys.executable, "-c", PID_ONE]
-            + [str(theirs.fileno()), root],  # noqa: RUF005
+            [*unshare, sys.executable, "-c", PID_ONE, str(theirs.fileno()), root],
             pass_fds=[theirs.fileno()],
         )
         theirs.close()

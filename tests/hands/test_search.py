@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from nucleus.hands.commands import children
 from nucleus.limits import LIMITS
 
 from .client import Gate
+from .test_main import alive
 
 SLOW = "[ab]*a[ab]{200}z"
 
@@ -170,6 +172,8 @@ def test_a_slow_search_is_killed_and_the_next_one_works(gate: Gate, root: Path) 
     assert 0.25 < answers[slow][1] < 1.5
     assert answers[impatient][0]["error"]["code"] == "timeout"
     assert answers[waiting][0]["ok"]["matches"] == []
+    workers = [pid for pid in children(gate.pid) if alive(pid)]
+    assert len(workers) <= 1, "the slow one was killed, not left to finish"
     assert "ok" in answers[read][0]
     assert answers[read][1] < answers[slow][1], "files are not held up by a search"
     assert gate.ok("glob", pattern="*")[0]["paths"] == ["big0", "big1", "big2"]

@@ -58,8 +58,10 @@ class Loop:
             self._callbacks[fd] = {event: callback}
             self._selector.register(fd, event)
         else:
+            new = event not in known
             known[event] = callback
-            self._selector.modify(fd, sum(known))
+            if new:
+                self._selector.modify(fd, sum(known))
 
     def _unset(self, fd: int, event: int) -> None:
         known = self._callbacks.get(fd)

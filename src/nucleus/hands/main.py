@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from nucleus.hands.worker import SearchWorker
 from nucleus.limits import LIMITS
 
 COMMANDS = 64  # at once
-PENDING_BYTES = 64 << 20  # answers that the gate has not read: no more requests are taken meanwhile
+PENDING_BYTES = 16 << 20  # answers that the gate has not read: no more requests are taken meanwhile
 _FILE_OPERATIONS: dict[str, Callable[[Root, dict[str, Any], bytes], files.Answer]] = {
     "read": files.read,
     "write": files.write,
@@ -83,6 +83,7 @@ class Hands:
         self._reaper = reaper
         self._loop = Loop()
         self._decoder = Decoder()
+        self._incoming: Iterator[Frame] = iter(())
         self._out: deque[memoryview] = deque()
         self._pending = 0
         self._status: int | None = None  # the process's exit status, once it is known
@@ -156,9 +157,19 @@ class Hands:
         if not data:
             self._status = 0
             return
+        self._incoming = self._decoder.feed(data)
+        self._take()
+
+    def _take(self) -> None:
+        """Carry out the requests that have come in whole, as long as the gate reads the answers."""
         try:
-            for frame in self._decoder.feed(data):
+            while self._pending <= PENDING_BYTES:
+                frame = next(self._incoming, None)
+                if frame is None:
+                    self._loop.watch(self._channel.fileno(), self._readable)
+                    return
                 self._request(frame)
+            self._loop.unwatch(self._channel.fileno())
         except InvalidError:
             self._status = 1
 
@@ -172,8 +183,10 @@ class Hands:
             self._fail(ident, error)
         except OSError as error:
             self._fail(ident, from_oserror(error))
-        except MemoryError:
-            self._fail(ident, HandsError("io", "out of memory"))
+        except InvalidError:
+            raise
+        except Exception:  # noqa: BLE001 -- one request must not end the pod
+            self._fail(ident, HandsError("io", "the request failed inside hands"))
 
     def _dispatch(self, ident: int, header: dict[str, Any], body: bytes) -> None:
         operation = header.get("op")
@@ -213,15 +226,18 @@ class Hands:
         self._pending += len(data)
         if len(self._out) == 1:
             self._flush()
-        if self._pending > PENDING_BYTES:
-            self._loop.unwatch(self._channel.fileno())
+
+    def _writable(self) -> None:
+        self._flush()
+        if self._status is None and not self._out:
+            self._take()
 
     def _flush(self) -> None:
         while self._out:
             try:
                 sent = self._channel.send(self._out[0], socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                self._loop.watch_writable(self._channel.fileno(), self._flush)
+                self._loop.watch_writable(self._channel.fileno(), self._writable)
                 return
             except OSError:
                 self._status = 0
@@ -231,7 +247,6 @@ class Hands:
             if not self._out[0]:
                 self._out.popleft()
         self._loop.unwatch_writable(self._channel.fileno())
-        self._loop.watch(self._channel.fileno(), self._readable)
 
     # --- searches ---
 
@@ -360,6 +375,9 @@ class _GitTask:
         except HandsError as error:
             self._operation.close()
             self._hands._fail(self._ident, error)
+        except Exception:  # noqa: BLE001 -- one request must not end the pod
+            self._operation.close()
+            self._hands._fail(self._ident, HandsError("io", "the git operation failed inside hands"))
 
     def _cancel(self) -> None:
         self._cancelled = True

@@ -20,12 +20,13 @@ from typing import Any
 from nucleus.errors import InvalidError
 from nucleus.frames import Decoder, Frame, encode
 from nucleus.hands import search
-from nucleus.hands.protocol import HandsError, from_oserror, integer
+from nucleus.hands.protocol import CODES, HandsError, from_oserror, integer
 from nucleus.hands.root import Root
 from nucleus.limits import LIMITS
 
 Done = Callable[[dict[str, Any] | HandsError], None]
 QUEUE = 256  # searches that wait
+_SEND_SECONDS = 1.0
 
 
 class Job:
@@ -123,6 +124,7 @@ class SearchWorker:
         if pid == 0:
             _main(self._root, theirs)
         theirs.close()
+        ours.settimeout(_SEND_SECONDS)  # another process of the pod may have stopped it
         self.pid = pid
         self._socket = ours
         self._decoder = Decoder()
@@ -165,7 +167,7 @@ class SearchWorker:
         if job is None:
             return
         error = frame.header.get("error")
-        if isinstance(error, list) and len(error) == 3:
+        if isinstance(error, list) and len(error) == 3 and error[0] in CODES:
             job.done(HandsError(error[0], error[1], **error[2]))
         else:
             job.done(frame.header)
