@@ -106,6 +106,8 @@ def _add(ruleset: int, target: int | str, rights: int) -> None:
     try:
         if not _is_directory(descriptor):
             rights &= _FILE_RIGHTS  # directory rights on a file are EINVAL
+        if rights == 0:
+            return  # a rule that grants nothing is ENOMSG to the kernel, and the same as none
         _call("landlock_add_rule", _ADD_RULE, ruleset, _RULE_PATH_BENEATH, struct.pack("=Qi", rights, descriptor), 0)
     finally:
         if isinstance(target, str):

@@ -2,22 +2,27 @@
 
 Profiles
 - ``agent``: what ordinary programs need (compilers, git, node, python, go, JVM), with the argument rules below.
-- ``hands``: the same; hands itself needs `openat2`, whose arguments a filter cannot see.
+- ``hands``: the same and `openat2`, which hands needs. Its arguments are behind a pointer: the other two get ENOSYS.
 - ``commands``: stacked on ``hands`` for what hands starts: `openat2` is ENOSYS. The strictest of stacked answers wins.
 
 Promises of ``agent`` and ``hands``: an allow list; other architectures (x32 included) kill the process. Refused:
-namespaces (unshare, setns, clone with any CLONE_NEW*; clone3 is ENOSYS, so that libc falls back to clone), mounts,
-keyrings, io_uring, bpf, perf, ptrace and its kin, userfaultfd, file handles, modules, setting time; sockets other than
-unix, inet and inet6 (so vsock, packet, netlink, alg, xdp), raw sockets, protocols other than TCP and UDP; TIOCSTI,
-TIOCLINUX, TIOCCONS and TIOCSETD (compared on the 32 bits that the kernel uses); setuid and setgid bits on files and
-directories; device nodes; every personality but the default.
-Relies on no_new_privs being set. Does not: confine files (Landlock, mounts) or reach (the netns).
+ 1. namespaces (unshare, setns, clone with any CLONE_NEW*; clone3 is ENOSYS, so that libc falls back to clone), mounts,
+    keyrings, io_uring, bpf, perf, ptrace and its kin, userfaultfd, file handles, modules, setting time, memory policy;
+ 2. sockets other than unix, inet and inet6 (so vsock, packet, netlink, alg, xdp); types other than stream and datagram
+    (unix also seqpacket): raw, and SOCK_SEQPACKET or SOCK_DCCP, which with protocol 0 would be SCTP and DCCP;
+    protocols other than TCP and UDP; TCP_ULP (kernel TLS and its kin), UDP_ENCAP and MSG_OOB: more kernel
+    than a pod without a way out can need;
+ 3. TIOCSTI, TIOCLINUX, TIOCCONS and TIOCSETD (compared on the 32 bits that the kernel uses);
+ 4. setuid and setgid bits on files and directories, device nodes: what is left in the workspace is on the host's disk;
+ 5. every personality but the default.
+Relies on no_new_privs being set. Does not: confine files (Landlock, mounts) or reach (the netns); keep *hands itself*
+from making a setuid file (openat2's mode is behind a pointer).
 """
 
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 import struct
 from functools import cache
 from typing import Literal
@@ -30,7 +35,9 @@ Machine = Literal["x86_64", "aarch64"]
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-_EPERM, _ENOSYS, _EPROTONOSUPPORT, _EAFNOSUPPORT = 1, 38, 93, 97
+_EPERM, _ENOSYS = 1, 38
+# The other answers, by label: what each call says of an argument that it does not know.
+_ERRNOS = {"eprotonosupport": 93, "esocktnosupport": 94, "eopnotsupp": 95, "eafnosupport": 97, "enoprotoopt": 92}
 _LD, _JA, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data
 _CLONE3 = 435
@@ -41,7 +48,8 @@ _SETID_BITS = 0o6000
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 _IOCTLS = (0x5412, 0x541C, 0x541D, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_SOCK_RAW, _SOCK_PACKET = 3, 10
+_SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_SEQPACKET = 1, 2, 3, 5
+_PROTOCOLS = (0, 6, 17)  # default, TCP, UDP
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 
@@ -49,6 +57,9 @@ _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _MODE_ARGUMENT = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "creat": 1, "mkdir": 1, "mkdirat": 2}
 _NODE_ARGUMENT = {"mknod": 1, "mknodat": 2}
 _OPEN_ARGUMENTS = {"open": (1, 2), "openat": (2, 3)}  # flags, mode
+_SEND_FLAGS = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}
+_MSG_OOB = 1
+_OPTIONS = ((6, 31), (17, 100))  # (SOL_TCP, TCP_ULP), (SOL_UDP, UDP_ENCAP)
 
 
 class _Assembler:
@@ -101,8 +112,11 @@ def compile_profile(name: Profile, machine: str = "") -> bytes:
 
     Raises:
         OSError: the machine is not supported.
+        ValueError: there is no such profile.
     """
-    machine = machine or platform.machine()
+    if name not in ("agent", "hands", "commands"):
+        raise ValueError("seccomp: no such profile")
+    machine = machine or os.uname().machine
     if machine not in _AUDIT_ARCH:
         raise OSError(_ENOSYS, f"seccomp: machine {machine} is not supported")
     asm = _Assembler()
@@ -111,21 +125,24 @@ def compile_profile(name: Profile, machine: str = "") -> bytes:
     asm.ret(_KILL_PROCESS)
     asm.label("native")
     asm.load(_NR)
-    if name == "commands":
+    if machine == "x86_64":
+        asm.when(_JGE, _X32_BIT, "kill")
+    if name != "hands":
         asm.when(_JEQ, _OPENAT2, "enosys")
+    if name == "commands":
         asm.ret(_ALLOW)
     else:
         _allow_list(asm, machine)
     asm.label("enosys")
     asm.ret(_ERRNO | _ENOSYS)
+    asm.label("kill")
+    asm.ret(_KILL_PROCESS)
     return asm.assemble()
 
 
 def _allow_list(asm: _Assembler, machine: str) -> None:
     column = 0 if machine == "x86_64" else 1
     numbers = {name: pair[column] for name, pair in ALLOWED.items()}
-    if machine == "x86_64":
-        asm.when(_JGE, _X32_BIT, "kill")
     asm.when(_JEQ, _CLONE3, "enosys")
     special = {
         "socket",
@@ -133,6 +150,8 @@ def _allow_list(asm: _Assembler, machine: str) -> None:
         "ioctl",
         "clone",
         "personality",
+        "setsockopt",
+        *_SEND_FLAGS,
         *_MODE_ARGUMENT,
         *_NODE_ARGUMENT,
         *_OPEN_ARGUMENTS,
@@ -143,10 +162,10 @@ def _allow_list(asm: _Assembler, machine: str) -> None:
     plain = sorted(n for name, n in numbers.items() if n is not None and name not in special)
     _search(asm, _ranges(plain))
     _blocks(asm, numbers)
-    for label, action in (("allow", _ALLOW), ("eperm", _ERRNO | _EPERM), ("kill", _KILL_PROCESS)):
+    for label, action in (("allow", _ALLOW), ("eperm", _ERRNO | _EPERM)):
         asm.label(label)
         asm.ret(action)
-    for label, code in (("eprotonosupport", _EPROTONOSUPPORT), ("eafnosupport", _EAFNOSUPPORT)):
+    for label, code in _ERRNOS.items():
         asm.label(label)
         asm.ret(_ERRNO | code)
     asm.label("refuse")
@@ -183,57 +202,82 @@ def _search(asm: _Assembler, ranges: list[tuple[int, int]]) -> None:
 
 
 def _blocks(asm: _Assembler, numbers: dict[str, int | None]) -> None:
-    """The argument rules; each block ends in a jump or a return."""
+    """The argument rules; each block starts at the label of its call and ends in a jump."""
+    _socket_blocks(asm)
 
-    def begin(name: str) -> bool:
-        if numbers.get(name) is None:
-            return False
-        asm.label(name)
-        return True
-
-    begin("socket")
-    asm.load(_argument(0))
-    asm.when(_JEQ, _AF_UNIX, "socket.type")
-    asm.when(_JEQ, _AF_INET, "socket.protocol")
-    asm.when(_JEQ, _AF_INET6, "socket.protocol")
-    asm.jump("eafnosupport")
-    asm.label("socket.protocol")
-    asm.load(_argument(2))
-    for protocol in (0, 6, 17):  # default, TCP, UDP
-        asm.when(_JEQ, protocol, "socket.type")
-    asm.jump("eprotonosupport")
-    asm.label("socket.type")
-    asm.load(_argument(1))
-    asm.mask(0xF)  # SOCK_NONBLOCK and SOCK_CLOEXEC share the argument
-    asm.when(_JEQ, _SOCK_RAW, "eperm")
-    asm.when(_JEQ, _SOCK_PACKET, "eperm")
-    asm.jump("allow")
-
-    begin("socketpair")
-    asm.load(_argument(0))
-    asm.when(_JEQ, _AF_UNIX, "allow")
-    asm.jump("eafnosupport")
-
-    begin("ioctl")
+    asm.label("ioctl")
     asm.load(_argument(1))
     for request in _IOCTLS:
         asm.when(_JEQ, request, "eperm")
     asm.jump("allow")
 
-    begin("clone")
+    asm.label("clone")
     asm.load(_argument(0))
     asm.when(_JSET, _CLONE_NEW_ANY, "eperm")
     asm.jump("allow")
 
-    begin("personality")
+    asm.label("personality")
     asm.load(_argument(0))
     asm.when(_JEQ, 0, "allow")
     asm.when(_JEQ, 0xFFFFFFFF, "allow")
     asm.jump("eperm")
 
+    _mode_blocks(asm, {name for name, number in numbers.items() if number is not None})
+
+
+def _socket_blocks(asm: _Assembler) -> None:
+    asm.label("socketpair")
+    asm.load(_argument(0))
+    asm.when(_JEQ, _AF_UNIX, "socket.unix")
+    asm.jump("eafnosupport")
+    asm.label("socket")
+    asm.load(_argument(0))
+    asm.when(_JEQ, _AF_UNIX, "socket.unix")
+    asm.when(_JEQ, _AF_INET, "socket.inet")
+    asm.when(_JEQ, _AF_INET6, "socket.inet")
+    asm.jump("eafnosupport")
+    asm.label("socket.inet")
+    asm.load(_argument(1))
+    asm.mask(0xF)  # SOCK_NONBLOCK and SOCK_CLOEXEC share the argument
+    for kind in (_SOCK_STREAM, _SOCK_DGRAM):
+        asm.when(_JEQ, kind, "socket.protocol")
+    asm.when(_JEQ, _SOCK_RAW, "eperm")  # as the kernel says it to whoever lacks CAP_NET_RAW
+    asm.jump("esocktnosupport")
+    asm.label("socket.protocol")
+    asm.load(_argument(2))
+    for protocol in _PROTOCOLS:
+        asm.when(_JEQ, protocol, "allow")
+    asm.jump("eprotonosupport")
+    asm.label("socket.unix")
+    asm.load(_argument(1))
+    asm.mask(0xF)
+    for kind in (_SOCK_STREAM, _SOCK_DGRAM, _SOCK_SEQPACKET):
+        asm.when(_JEQ, kind, "allow")
+    asm.jump("esocktnosupport")
+
+    asm.label("setsockopt")
+    asm.load(_argument(1))
+    for level, _ in _OPTIONS:
+        asm.when(_JEQ, level, f"setsockopt.{level}")
+    asm.jump("allow")
+    for level, option in _OPTIONS:
+        asm.label(f"setsockopt.{level}")
+        asm.load(_argument(2))
+        asm.when(_JEQ, option, "enoprotoopt")
+        asm.jump("allow")
+
+    for name, flags in _SEND_FLAGS.items():
+        asm.label(name)
+        asm.load(_argument(flags))
+        asm.when(_JSET, _MSG_OOB, "eopnotsupp")
+        asm.jump("allow")
+
+
+def _mode_blocks(asm: _Assembler, present: set[str]) -> None:
     for name, (flags, mode) in _OPEN_ARGUMENTS.items():
-        if begin(name):
+        if name in present:
             # Without O_CREAT or O_TMPFILE there is no mode: whatever is in its register is not ours to judge.
+            asm.label(name)
             asm.load(_argument(flags))
             asm.when(_JSET, _O_CREAT | _O_TMPFILE, f"{name}.mode")
             asm.jump("allow")
@@ -242,7 +286,8 @@ def _blocks(asm: _Assembler, numbers: dict[str, int | None]) -> None:
             asm.when(_JSET, _SETID_BITS, "eperm")
             asm.jump("allow")
     for name, mode in (_MODE_ARGUMENT | _NODE_ARGUMENT).items():
-        if begin(name):
+        if name in present:
+            asm.label(name)
             asm.load(_argument(mode))
             asm.when(_JSET, _SETID_BITS, "eperm")
             if name in _NODE_ARGUMENT:
@@ -267,11 +312,11 @@ def install(program: bytes) -> None:
         OSError: no_new_privs is not set (EACCES), or the kernel has no seccomp filters.
     """
     record = _Program(len(program) // 8, program)
-    number = _SECCOMP.get(platform.machine())
+    number = _SECCOMP.get(os.uname().machine)
     if number is None:
         raise OSError(_ENOSYS, "seccomp: machine is not supported")
     if _libc.syscall(
         ctypes.c_long(number), ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(0), ctypes.byref(record)
     ):
         code = ctypes.get_errno()
-        raise OSError(code, "seccomp: filter refused")
+        raise OSError(code, f"seccomp: filter refused: {os.strerror(code)}")
