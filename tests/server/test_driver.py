@@ -30,20 +30,28 @@ class Authority:
     def __init__(self) -> None:
         self.log: list[tuple[str, Any]] = []
 
-    async def reserve(self, *arguments: Any) -> None:
-        self.log.append(("reserve", arguments))
+    def _later(self, name: str, value: Any) -> asyncio.Future[dict[str, Any]]:
+        async def answer() -> dict[str, Any]:
+            await asyncio.sleep(0.01)
+            self.log.append((name, value))
+            return {"seq": len(self.log)}
 
-    async def settle(self, reservation: str, actual: int) -> None:
-        await asyncio.sleep(0.01)
-        self.log.append(("settle", actual))
+        return asyncio.ensure_future(answer())
+
+    async def finish(self, *answers: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
+        return [await answer for answer in answers][-1]
+
+    def reserve(self, *arguments: Any) -> asyncio.Future[dict[str, Any]]:
+        return self._later("reserve", arguments)
+
+    def settle(self, reservation: str, actual: int) -> asyncio.Future[dict[str, Any]]:
+        return self._later("settle", actual)
 
     async def release(self, reservation: str) -> None:
         self.log.append(("release", reservation))
 
-    async def append(self, record: dict[str, Any]) -> int:
-        await asyncio.sleep(0.01)
-        self.log.append((record["event"], record))
-        return len(self.log)
+    def append(self, record: dict[str, Any]) -> asyncio.Future[dict[str, Any]]:
+        return self._later(record["event"], record)
 
     async def ask(self, *_: Any) -> Approval:
         await asyncio.sleep(60)

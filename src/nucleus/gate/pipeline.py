@@ -79,6 +79,8 @@ class _State:
     request: Request
     principal: Principal | None = None
     operation: Base | None = None
+    digest: str = ""
+    logged: dict[str, Any] = field(default_factory=dict)
     decision: Decision | None = None
     approver: str = ""
     reserved: int = 0
@@ -93,7 +95,7 @@ def handle(request: Request, gate: Gate) -> Steps:
     try:
         state.principal = yield fx.Authenticate()
         operation = yield fx.Validate(request.raw)
-        state.operation = operation
+        state.operation, state.digest, state.logged = operation, operation_hash(operation), _loggable(operation)
         token = yield from _decide(state, gate, operation)
     except (NucleusError, fx.ClientGone) as error:
         return (yield from _refuse(state, error))
@@ -132,7 +134,7 @@ def _carry_out(state: _State, operation: Base, token: str) -> Steps:
     reservation = state.request.reservation
     try:
         state.reserved = _upper_bound(operation)
-        yield fx.Reserve(reservation, state.reserved, operation_hash(operation), _known(state), token)
+        yield fx.Reserve(reservation, state.reserved, state.digest, _known(state), token)
     except (NucleusError, fx.ClientGone) as error:
         return (yield from _refuse(state, error))
     try:
@@ -274,13 +276,12 @@ def _loggable(operation: Base) -> dict[str, Any]:
 def _record(state: _State, event: str, outcome: dict[str, Any]) -> dict[str, Any]:
     """One audit record (docs/design.md); the authority adds sequence, time, pod and hashes."""
     decision = state.decision
-    operation = state.operation
     return {
         "event": event,
         "request_id": state.request.request_id,
         "principal": state.principal.spiffe_id if state.principal else "",
-        "operation": _loggable(operation) if operation is not None else {},
-        "operation_hash": operation_hash(operation) if operation is not None else "",
+        "operation": state.logged,
+        "operation_hash": state.digest,
         "decision": {
             "verdict": decision.verdict.value,
             "rule": decision.rule,

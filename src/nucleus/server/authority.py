@@ -6,7 +6,8 @@ import asyncio
 import time
 from typing import Any
 
-from nucleus.errors import AuditError
+from nucleus.errors import AuditError, NucleusError
+from nucleus.frames import Frame
 from nucleus.identity.svid import X509Svid
 from nucleus.limits import LIMITS
 from nucleus.model.operation import Base, operation_hash
@@ -20,27 +21,46 @@ def gone() -> AuditError:
     return AuditError("the authority is gone", rule="authority.gone")
 
 
+Answer = asyncio.Future[Frame]
+
+
 class Authority:
     """Requests to the authority over the gate's channel. Each raises the error that the authority answered."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def _call(self, **header: Any) -> dict[str, Any]:
-        frame = await self._channel.call(header)
-        ok = frame.header.get("ok")
-        if not isinstance(ok, dict):
-            raise error_from(frame.header.get("error"))
+    def begin(self, **header: Any) -> Answer:
+        """Send a request now; the answer is awaited with `finish`. Requests are answered in their order."""
+        return self._channel.start(header)[1]
+
+    async def finish(self, *answers: Answer) -> dict[str, Any]:
+        """Wait for all of `answers`; the last one's ``ok``. Raises the first error among them."""
+        frames = []
+        try:
+            for answer in answers:
+                frames.append(await answer)
+        except NucleusError:
+            for answer in answers:  # the channel broke: all of them hold the same error, one is enough
+                answer.cancelled() or (answer.done() and answer.exception())
+            raise
+        for frame in frames:
+            if not isinstance(frame.header.get("ok"), dict):
+                raise error_from(frame.header.get("error"))
+        ok: dict[str, Any] = frames[-1].header["ok"]
         return ok
+
+    async def _call(self, **header: Any) -> dict[str, Any]:
+        return await self.finish(self.begin(**header))
 
     async def open_budget(self, limit: int, window_ns: int) -> dict[str, Any]:
         """Open the pod's budget: `limit` micro-dollars for `window_ns`."""
         return await self._call(op="open_budget", limit=limit, window_ns=window_ns)
 
-    async def reserve(self, reservation: str, amount: int, operation: str, principal: str, token: str) -> None:
+    def reserve(self, reservation: str, amount: int, operation: str, principal: str, token: str) -> Answer:
         """Hold `amount` micro-dollars; with a token, burn its nonce in the same transaction."""
         extra = {"token": token} if token else {}
-        await self._call(
+        return self.begin(
             op="reserve",
             reservation=reservation,
             amount=amount,
@@ -49,17 +69,17 @@ class Authority:
             **extra,
         )
 
-    async def settle(self, reservation: str, actual: int) -> None:
+    def settle(self, reservation: str, actual: int) -> Answer:
         """Resolve a reservation for what it cost."""
-        await self._call(op="settle", reservation=reservation, actual=actual)
+        return self.begin(op="settle", reservation=reservation, actual=actual)
 
     async def release(self, reservation: str) -> None:
         """Give a reservation back whole."""
         await self._call(op="release", reservation=reservation)
 
-    async def append(self, record: dict[str, Any]) -> int:
-        """Append one record; returns its sequence number once it is durable."""
-        return int((await self._call(op="append", record=record))["seq"])
+    def append(self, record: dict[str, Any]) -> Answer:
+        """Append one record; the answer has its sequence number (``seq``) and comes once it is durable."""
+        return self.begin(op="append", record=record)
 
     async def ask(
         self, operation: Base, principal: str, decision: dict[str, Any], display: tuple[str, ...]
