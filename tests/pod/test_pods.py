@@ -235,7 +235,9 @@ def test_destroy_leaves_nothing(builder: Builder) -> None:
     pod.sh("setsid sleep 1000 & setsid sh -c 'trap \"\" TERM HUP; sleep 1000' & echo started")
     entry = builder.call("status").body["ok"]["pods"][0]
     groups = [
-        path for path in Path("/sys/fs/cgroup").glob("*/nucleus/*/") if any((path / "cgroup.procs").read_text().split())
+        path
+        for path in Path("/sys/fs/cgroup").glob("*/nucleus/*/")
+        if {int(pid) for pid in (path / "cgroup.procs").read_text().split()} & set(entry["pids"])
     ]
     if builder.who == "root" and not pod.isolation["missing"]:
         assert groups, "as root the compartments are in cgroups"

@@ -114,6 +114,8 @@ class Builder:
     async def _stop(self, reason: str) -> None:
         for future in [self.pods.destroy(pod, reason) for pod in list(self.pods.all.values())] if self.pods else []:
             await future
+        if self.pods is not None:
+            self.pods.backend.close()
         for peer in self._peers.values():
             peer.close()
         # The authority flushes and ends by itself at the end of its channel; what is left dies with us.

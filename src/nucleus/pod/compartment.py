@@ -1,9 +1,10 @@
 """One compartment: from a fork of the zygote to untrusted code, in numbered steps that each fail closed.
 
-`start` runs in a fresh fork of the zygote (host pid namespace, CAP_SYS_ADMIN in its user namespace); `_first` is pid 1
-of the new pid namespace. A failure of any step is reported by the step's name, and nothing untrusted has run.
+`start` runs in a fresh fork of the zygote (host pid namespace, CAP_SYS_ADMIN in its user namespace), which may be made
+ahead and wait for its order; `_first` is pid 1 of the new pid namespace. A failure of any step is reported by the
+step's name, and nothing untrusted has run.
 
- 1. session      a session of its own, only the needed descriptors, the pod's network namespace
+ 1. session      a session of its own, no descriptor but the status channel; the order; the pod's network namespace
  2. identity     the view's parts and (as root) the idmapped workspace are taken, then the pod's uid for good, no groups
  3. namespaces   user (inside uid 1000 is the pod's uid, nothing else is mapped), mount, pid, ipc, uts, cgroup
  4. init         pid 1 of the new pid namespace; the helper that forked it is gone before the next step ends
@@ -36,7 +37,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from nucleus.errors import NucleusError, SandboxError
+from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.kernel import landlock, seccomp, syscalls
 from nucleus.pod import names, packets, view
 from nucleus.pod.runtime import POD_UID
@@ -68,6 +69,7 @@ class Order:
         status: channel to the builder.
         netns: the pod's network namespace.
         workspace: O_PATH directory as the launcher opened it, or None.
+        mapping: user namespace whose maps the workspace's idmapped mount takes (as root).
         channel: hands' end of the gate's channel (work).
         stdio: three descriptors, or empty for a pty (agent).
     """
@@ -77,6 +79,7 @@ class Order:
     status: socket.socket
     netns: int
     workspace: int | None = None
+    mapping: int | None = None
     channel: int | None = None
     stdio: tuple[int, ...] = ()
     toolchains: tuple[tuple[str, str], ...] = ()  # (canonical, as named)
@@ -89,10 +92,27 @@ class Order:
     pids: int = 256
     tmp_bytes: int = 268_435_456
 
-    def descriptors(self) -> list[int]:
-        """Everything that survives step 1."""
-        optional = [fd for fd in (self.workspace, self.channel) if fd is not None]
-        return [self.status.fileno(), self.netns, *optional, *self.stdio]
+    @classmethod
+    def parse(cls, packet: packets.Packet, status: socket.socket) -> Order:
+        """An order as the builder sends it: the fields, and `descriptors`, the names of those attached.
+
+        Raises:
+            InvalidError: other fields or descriptors than these.
+        """
+        body = dict(packet.body)
+        named = body.pop("descriptors", [])
+        if len(named) != len(packet.fds) or body.keys() - FIELDS or set(named) - DESCRIPTORS:
+            raise InvalidError("an order with other fields or descriptors than it names", rule="pod.order")
+        fds = dict(zip(named, packet.fds, strict=True))
+        body["toolchains"] = tuple((canonical, asked) for canonical, asked in body.get("toolchains", ()))
+        body["argv"] = tuple(body.get("argv", ()))
+        stdio = tuple(fds.pop(name) for name in STDIO if name in fds)
+        return cls(status=status, stdio=stdio, **body, **fds)
+
+
+STDIO = ("stdin", "stdout", "stderr")
+DESCRIPTORS = frozenset({"netns", "workspace", "mapping", "channel", *STDIO})
+FIELDS = frozenset(Order.__dataclass_fields__) - DESCRIPTORS - {"status", "stdio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +146,20 @@ class _Steps:
         self.name, self._since = name, now
 
 
-def start(order: Order, zygote: Zygote) -> None:
+def start(status: socket.socket, zygote: Zygote) -> None:
     """Steps 1 to 4 in the zygote's child; never returns."""
     steps = _Steps()
     code = 1
     try:
-        steps.next("session")
+        syscalls.set_pdeathsig(signal.SIGKILL)
         os.setsid()
-        _close_all_but(order.descriptors())
+        os.closerange(3, status.fileno())
+        os.closerange(status.fileno() + 1, 65_536)
+        packet = packets.recv_packet(status)
+        if packet is None:
+            return  # made ahead, and never needed
+        steps.next("session")
+        order = Order.parse(packet, status)
         syscalls.setns(order.netns, syscalls.CLONE_NEWNET)
         os.close(order.netns)
         steps.next("identity")
@@ -150,7 +176,7 @@ def start(order: Order, zygote: Zygote) -> None:
         packets.send_packet(order.status, {"pid": pid}, [pidfd])
         code = 0
     except BaseException as error:  # noqa: BLE001 -- every failure is the builder's to know
-        _report(order.status, steps.name, error)
+        _report(status, steps.name, error)
     finally:
         os._exit(code)
 
@@ -165,16 +191,6 @@ def _report(status: socket.socket, step: str, error: BaseException) -> None:
         packets.send_packet(status, {"error": body, "step": step})
     except OSError:
         return  # the builder is gone, and so are we
-
-
-def _close_all_but(kept: list[int]) -> None:
-    """Step 1: descriptors 0, 1, 2 are replaced in step 8."""
-    last = 2
-    for fd in sorted(kept):
-        if fd > last + 1:
-            os.closerange(last + 1, fd)
-        last = max(last, fd)
-    os.closerange(last + 1, 65_536)
 
 
 def _trees(order: Order, zygote: Zygote) -> view.Trees:
@@ -217,13 +233,14 @@ def _workspace(order: Order) -> int:
     recursive = 0 if order.uid else syscalls.AT_RECURSIVE
     syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH | recursive, attr_set=attributes)
     if order.uid:
-        _idmap(tree, given, order.uid)
+        _idmap(tree, order.mapping)
     return tree
 
 
-def _idmap(tree: int, owner: os.stat_result, uid: int) -> None:
+def _idmap(tree: int, mapping: int | None) -> None:
     """Map the owner's ids on disk to the pod's in this mount. No fallback: chown would change the user's files."""
-    mapping = _mapping_namespace(f"{owner.st_uid} {uid} 1", f"{owner.st_gid} {uid} 1")
+    if mapping is None:
+        raise SandboxError("no id map for the workspace", rule="pod.idmap")
     try:
         syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=mapping)
     except OSError as error:
@@ -236,8 +253,8 @@ def _idmap(tree: int, owner: os.stat_result, uid: int) -> None:
         os.close(mapping)
 
 
-def _mapping_namespace(uid_map: str, gid_map: str) -> int:
-    """A user namespace with these maps, kept by nothing but the descriptor."""
+def mapping_namespace(uid_map: str, gid_map: str) -> int:
+    """A user namespace with these maps, kept by nothing but the descriptor. For the zygote (nobody waits)."""
     ready, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -258,7 +275,6 @@ def _mapping_namespace(uid_map: str, gid_map: str) -> int:
     finally:
         os.close(ready)
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def _filesystem(tree: int) -> str:

@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,14 +30,17 @@ from nucleus.pod.spec import refuse_wide
 
 STEP_SECONDS = 15.0  # a compartment's way from fork to ready
 KILL_SECONDS = 5.0  # from SIGKILL to gone
+PREPARE_SECONDS = 0.05  # after a pod was made, before the next one is prepared for
+MAPPINGS = 64  # user namespaces kept for idmapped mounts
 OnExit = Callable[[str, dict[str, Any]], None]
 
 
 class Compartment:
     """The builder's view of one compartment: its pid 1 and its status channel."""
 
-    def __init__(self, kind: str, loop: Loop, on_exit: OnExit, on_born: Callable[[int], None]) -> None:
-        self.kind = kind
+    def __init__(self, loop: Loop) -> None:
+        self.kind = "spare"
+        self.group: cgroups.Group | None = None
         self.pid = 0
         self.pidfd = -1
         self.ready: Future[dict[str, Any]] = Future()
@@ -46,11 +49,22 @@ class Compartment:
         self._how: dict[str, Any] = {"code": None, "signal": signal.SIGKILL}
         self._killed = False
         self._loop = loop
-        self._on_exit = on_exit
-        self._on_born = on_born
+        self._on_exit: OnExit = lambda kind, how: None
+        self._on_born: Callable[[int], None] = lambda pid: None
         self.status, self.theirs = pair()
         self.status.setblocking(False)
         loop.on_readable(self.status.fileno(), self._readable)
+
+    def become(self, kind: str, on_exit: OnExit, on_born: Callable[[int], None]) -> None:
+        """From a fork that waits for its order to a pod's compartment."""
+        self.kind, self._on_exit, self._on_born = kind, on_exit, on_born
+
+    def order(self, body: dict[str, Any], fds: dict[str, int]) -> None:
+        """Tell it what to be; steps up to `go` follow."""
+        try:
+            send_packet(self.status, {**body, "descriptors": list(fds)}, list(fds.values()))
+        except OSError:
+            self._failed(SandboxError(f"the {self.kind} compartment is gone", rule=f"pod.{self.kind}"))
 
     def go(self, block: list[str], protect: list[str]) -> None:
         """Release it."""
@@ -148,7 +162,6 @@ class NamespacesBox:
         self.plan = plan
         self.listener: int | None = None
         self.compartments: dict[str, Compartment] = {}
-        self.groups: dict[str, cgroups.Group] = {}
         self.placeholders: list[str] = []
         self.steps: dict[str, Any] = {}
         self.netns = -1
@@ -185,6 +198,12 @@ class Namespaces:
         self._limits = limits
         self._closed = closed_trees
         self._missing = [*missing, *cgroups.missing()]
+        self._count = 0
+        self._spare: Compartment | None = None
+        self._network: list[int] = []
+        self._mappings: dict[tuple[int, int, int], int] = {}
+        self._closed_down = False
+        self._prepare_soon()
 
     def facts(self) -> Facts:
         """What it gives on this machine."""
@@ -199,23 +218,108 @@ class Namespaces:
         box = NamespacesBox(plan)
         began = time.monotonic_ns()
         toolchains = [self._toolchain(path) for path in plan.spec.toolchains]
-        network = await self._loop.within(STEP_SECONDS, self._zygote.call("make_network"), "the zygote")
-        box.netns, box.listener = network.fds
-        box.steps["network"] = (time.monotonic_ns() - began) // 1000
+        box.netns, box.listener = self._network or (await self._call("make_network")).fds
+        self._network = []
         try:
-            self._begin(box, "work", toolchains, on_exit)
-            if plan.spec.agent is not None:
-                self._begin(box, "agent", toolchains, on_exit)
+            for kind in ("work", "agent") if plan.spec.agent is not None else ("work",):
+                mapping = await self._mapping(plan, kind) if kind == "work" or plan.spec.share_workspace else None
+                self._begin(box, kind, toolchains, mapping, on_exit)
         except BaseException:
             await self.destroy(box)
             raise
+        box.steps["made"] = (time.monotonic_ns() - began) // 1000
+        self._prepare_soon()
         return box
 
-    def _begin(self, box: NamespacesBox, kind: str, toolchains: list[tuple[str, str]], on_exit: OnExit) -> None:
+    def _call(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Future[Packet]:
+        return self._loop.within(STEP_SECONDS, self._zygote.call(op, fds, **fields), "the zygote")
+
+    def _prepare_soon(self) -> None:
+        def begin() -> None:
+            self._loop.task(self._prepare())
+
+        self._loop.later(PREPARE_SECONDS, begin)
+
+    async def _prepare(self) -> None:
+        """For the next pod: a network, and a fork that is in its cgroup already (joining costs an RCU grace period)."""
+        if self._closed_down or not self._zygote.open:
+            return
+        with suppress(SandboxError, OSError):
+            if not self._network:
+                self._network = (await self._call("make_network")).fds
+            if self._spare is None and not self._closed_down:
+                spare = self._spare = Compartment(self._loop)
+                forked = self._call("fork", [spare.theirs.fileno()])
+                spare.theirs.close()
+                pid = int((await forked).body["pid"])
+                if self._spare is spare:  # else it was taken meanwhile, and is confined when it is born
+                    self._confine(spare, pid)
+
+    async def _mapping(self, plan: Plan, kind: str) -> int | None:
+        """The user namespace that maps the workspace's owner to the compartment's uid; kept, since slots come back."""
+        uid = self.uid(plan.slot, kind)
+        if not uid:
+            return None
+        owner = os.fstat(plan.workspace)
+        key = (owner.st_uid, owner.st_gid, uid)
+        if key not in self._mappings:
+            uid_map, gid_map = f"{owner.st_uid} {uid} 1", f"{owner.st_gid} {uid} 1"
+            (made,) = (await self._call("make_mapping", uid_map=uid_map, gid_map=gid_map)).fds
+            self._mappings[key] = made
+            if len(self._mappings) > MAPPINGS:
+                os.close(self._mappings.pop(next(iter(self._mappings))))
+        return self._mappings[key]
+
+    def _take(self) -> Compartment:
+        """The fork that waits, or a new one."""
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.gone.done and not spare.ready.done:
+            return spare
+        if spare is not None:
+            self._discard(spare)
+        made = Compartment(self._loop)
+        forked = self._call("fork", [made.theirs.fileno()])
+        made.theirs.close()  # the packet holds it; when the compartment goes, so does the last copy
+
+        def refused() -> None:
+            try:
+                forked.result()
+            except NucleusError as error:
+                made.ready.fail(error)
+
+        forked.when_done(refused)
+        return made
+
+    def _discard(self, made: Compartment) -> None:
+        made.close()
+        if made.group is not None:
+            with suppress(OSError):
+                cgroups.kill(made.group)
+                cgroups.remove(made.group)
+            made.group = None
+
+    def close(self) -> None:
+        """Let go of what was prepared for a pod that never came."""
+        self._closed_down = True
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self._discard(spare)
+        close_all([*self._network, *self._mappings.values()])
+        self._network, self._mappings = [], {}
+
+    def _begin(
+        self,
+        box: NamespacesBox,
+        kind: str,
+        toolchains: list[tuple[str, str]],
+        mapping: int | None,
+        on_exit: OnExit,
+    ) -> None:
         plan = box.plan
-        made = Compartment(kind, self._loop, on_exit, lambda pid: self._confine(box, kind, pid))
+        made = self._take()
+        made.become(kind, on_exit, lambda pid: self._confine(made, pid))
         box.compartments[kind] = made
-        fds = {"status": made.theirs.fileno(), "netns": box.netns}
+        fds = {"netns": box.netns} | ({} if mapping is None else {"mapping": mapping})
         fields: dict[str, Any] = {"kind": kind, "uid": self.uid(plan.slot, kind), "toolchains": toolchains}
         fields["pids"] = self._limits.pids
         if kind == "work":
@@ -225,16 +329,7 @@ class Namespaces:
             fds |= dict(zip(("stdin", "stdout", "stderr"), plan.stdio, strict=False))
             if plan.spec.share_workspace:
                 fds["workspace"] = plan.workspace
-        answer = self._zygote.call("start", list(fds.values()), descriptors=list(fds), **fields)
-
-        def refused() -> None:
-            try:
-                answer.result()
-            except NucleusError as error:
-                made.ready.fail(error)
-
-        answer.when_done(refused)
-        made.theirs.close()  # the packet holds it; when the compartment goes, so does the last copy
+        made.order(fields, fds)
 
     def _agent_fields(self, plan: Plan) -> dict[str, Any]:
         agent = plan.spec.agent
@@ -249,16 +344,18 @@ class Namespaces:
             "read_only": plan.spec.share_workspace,
         }
 
-    def _confine(self, box: NamespacesBox, kind: str, pid: int) -> None:
+    def _confine(self, made: Compartment, pid: int) -> None:
         """Put a compartment into its cgroup; it waits for `go` meanwhile. What cgroups lack here the facts say."""
+        if made.group is not None:
+            return  # its helper was in it before it was born
+        self._count += 1
         try:
-            group = cgroups.create(f"{box.plan.pod}-{kind}", self._limits)
-            box.groups[kind] = group
-            cgroups.add(group, pid)
+            made.group = cgroups.create(f"pod-{os.getpid()}-{self._count}", self._limits)
+            cgroups.add(made.group, pid)
         except ProcessLookupError:
             return  # it failed already, and says so itself on its status channel
         except OSError as error:
-            box.compartments[kind].ready.fail(SandboxError(f"cgroup: {error}", rule="pod.cgroup"))
+            made.ready.fail(SandboxError(f"cgroup: {error}", rule="pod.cgroup"))
 
     async def start(self, box: NamespacesBox, block: list[str], protect: list[str]) -> Started:
         """See `Backend.start`. The agent starts once the work compartment is ready."""
@@ -284,17 +381,19 @@ class Namespaces:
         """See `Backend.destroy`."""
         for made in box.compartments.values():
             made.kill()
-        for group in box.groups.values():
+        groups = [made.group for made in box.compartments.values() if made.group is not None]
+        for group in groups:
             with suppress(OSError):
                 cgroups.kill(group)
         for made in box.compartments.values():
             with suppress(SandboxError):
                 await self._loop.within(KILL_SECONDS, made.gone, f"the {made.kind} compartment")
             made.close()
-        for group in box.groups.values():
+        for group in groups:
             with suppress(OSError):
                 cgroups.remove(group)
-        box.groups.clear()
+        for made in box.compartments.values():
+            made.group = None
         remove_placeholders(box.plan.workspace, box.placeholders)
         for fd in (box.netns, box.listener if box.listener is not None else -1):
             if fd >= 0:

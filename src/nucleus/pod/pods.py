@@ -80,7 +80,7 @@ class Pods:
         self, loop: Loop, backend: Namespaces, authority: Peer, template: Peer, *, root: bool, directory: str
     ) -> None:
         self._loop = loop
-        self._backend = backend
+        self.backend = backend
         self._authority = authority
         self._template = template
         self._root = root
@@ -136,11 +136,11 @@ class Pods:
                 facts = await self._spawn_gate(pod, ends)
                 pod.steps["gate"] = (time.monotonic_ns() - began) // 1000
                 # Step 3.
-                check_floor(self._backend.facts(), str(facts["floor"]))
+                check_floor(self.backend.facts(), str(facts["floor"]))
                 # Step 4 and 5 go together: releasing waits for the compartments, registering for the disk.
                 box = await pod.making
                 recorded = self._loop.task(self._register(pod, facts, authority, listener))
-                started = self._loop.task(self._backend.start(box, list(facts["block"]), list(facts["protect"])))
+                started = self._loop.task(self.backend.start(box, list(facts["block"]), list(facts["protect"])))
                 await recorded
                 pod.steps["registered"] = (time.monotonic_ns() - began) // 1000
                 done = await started
@@ -151,15 +151,15 @@ class Pods:
                 raise SandboxError("the pod's launcher or gate is gone", rule="pod.gone")
             pod.started = True
             pod.steps |= done.steps | {"total": (time.monotonic_ns() - began) // 1000}
-            isolation = self._backend.facts().as_dict() | {"notes": done.notes}
+            isolation = self.backend.facts().as_dict() | {"notes": done.notes}
             fds = [launcher.detach()] + ([done.pty] if done.pty is not None else [])
             policy = {key: facts[key] for key in ("policy_name", "policy_digest", "budget_limit", "floor")}
             return Created({"pod": pod.name, "isolation": isolation, "steps": pod.steps, **policy}, fds)
 
     async def _make(self, pod: Pod) -> NamespacesBox:
-        pod.box = await self._backend.make(pod.plan, lambda kind, how: self._ended(pod, kind, how))
+        pod.box = await self.backend.make(pod.plan, lambda kind, how: self._ended(pod, kind, how))
         if pod.destroying is not None:  # undone while it was being made: nobody else will see this box
-            await self._backend.destroy(pod.box)
+            await self.backend.destroy(pod.box)
         return pod.box
 
     async def _spawn_gate(self, pod: Pod, ends: list[int]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class Pods:
             "task": pod.spec.task,
             "egress": False,
             "trusted_workspace": pod.spec.trust_workspace,
-            "isolation": self._backend.facts().backend,
+            "isolation": self.backend.facts().backend,
             "uid": runtime.GATE_UID + pod.slot.number if self._root else os.geteuid(),
             "agent": pod.spec.agent is not None,
             "agent_id": _spiffe(pod.spec.namespace, f"agent-{pod.name}"),
@@ -209,20 +209,20 @@ class Pods:
                 namespace=pod.spec.namespace,
                 policy_digest=facts["policy_digest"],
                 policy_name=facts["policy_name"],
-                isolation=self._backend.facts().as_dict(),
+                isolation=self.backend.facts().as_dict(),
                 trusted_workspace=pod.spec.trust_workspace,
             ),
             self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
         ]
         pod.registered = True
         if listener is not None:
-            uid = self._backend.uid(pod.slot.number, "agent") or os.geteuid()
+            uid = self.backend.uid(pod.slot.number, "agent") or os.geteuid()
             answers.append(self._authority.call("attach", [listener.fileno()], role="workload", pod=pod.name, uid=uid))
         for answer in answers:
             await self._loop.within(ANSWER_SECONDS, answer, "the authority")
 
     def _workload(self, pod: Pod) -> socket.socket:
-        return workload_socket(pod.plan.workload, self._backend.uid(pod.slot.number, "agent"))
+        return workload_socket(pod.plan.workload, self.backend.uid(pod.slot.number, "agent"))
 
     def _ended(self, pod: Pod, kind: str, how: dict[str, Any]) -> None:
         """A compartment's pid 1 has ended."""
@@ -256,7 +256,7 @@ class Pods:
     async def _destroy(self, pod: Pod, reason: str) -> None:
         if pod.making is not None:
             with suppress(Exception):  # it could not be made, and undid itself; the rest must go on
-                await self._backend.destroy(await pod.making)
+                await self.backend.destroy(await pod.making)
         # The gate drains by itself once the hands' channel is gone: it settles and records what was running.
         if pod.gate_pidfd >= 0:
             with suppress(SandboxError):

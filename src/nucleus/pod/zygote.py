@@ -3,7 +3,8 @@
 `python -I -m nucleus.pod.zygote`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
   configure {base}                       → {ok: {root, landlock, missing: [...]}}
   make_network {}                        → {ok: {}} + [network namespace, listening socket 127.0.0.1:7443 in it]
-  start {kind, descriptors: [names], ...} + descriptors  → {ok: {}} once forked; the rest is said on `status`
+  make_mapping {uid_map, gid_map}        → {ok: {}} + [user namespace with these maps, for an idmapped mount]
+  fork {} + [status]                     → {ok: {pid}}; what it is to become is said on the status channel
 Promises: before any pod it is in a mount namespace of its own (it receives the host's mounts, sends none), in a network
 namespace of its own that has no way out, not dumpable; as an ordinary user also in a user namespace of its own, so
 that from there on root and user are the same code. Ends with the builder (channel and PR_SET_PDEATHSIG).
@@ -26,7 +27,6 @@ from nucleus.pod.packets import Packet, close_all, error_body, recv_packet, send
 
 GATE_ADDRESS = ("127.0.0.1", 7443)
 PROFILES = ("hands", "commands", "agent")
-FIELDS = frozenset(compartment.Order.__dataclass_fields__) - {"status", "netns", "workspace", "channel", "stdio"}
 
 
 def main() -> int:
@@ -90,9 +90,11 @@ class Server:
         if op == "make_network":
             fds += self._make_network()
             return {}
-        if op == "start":
-            self._start(packet, self._zygote)
+        if op == "make_mapping":
+            fds.append(compartment.mapping_namespace(packet.body["uid_map"], packet.body["gid_map"]))
             return {}
+        if op == "fork":
+            return {"pid": self._fork(packet, self._zygote)}
         raise InvalidError("unknown request", rule="zygote.op")
 
     def _configure(self, base: str, sdk: str) -> dict[str, Any]:
@@ -135,31 +137,15 @@ class Server:
             syscalls.setns(self._home, syscalls.CLONE_NEWNET)
         return [netns, listener]
 
-    def _start(self, packet: Packet, zygote: compartment.Zygote) -> None:
-        """Fork one compartment's helper, which says everything else itself."""
-        order = _order(packet)
-        if os.fork() == 0:
+    def _fork(self, packet: Packet, zygote: compartment.Zygote) -> int:
+        """Fork one compartment's helper, which hears and says everything else itself."""
+        (status,) = packet.fds
+        pid = os.fork()
+        if pid == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._control.detach()  # closed with everything else that the order does not name
-            compartment.start(order, zygote)
-        order.status.detach()
-
-
-def _order(packet: Packet) -> compartment.Order:
-    names, body = packet.body["descriptors"], {key: packet.body[key] for key in packet.body if key in FIELDS}
-    if len(names) != len(packet.fds) or packet.body.keys() - FIELDS - {"id", "op", "descriptors"}:
-        raise InvalidError("a start request with other fields or descriptors than it names", rule="zygote.start")
-    by_name = dict(zip(names, packet.fds, strict=True))
-    body["toolchains"] = tuple((canonical, named) for canonical, named in body.get("toolchains", ()))
-    body["argv"] = tuple(body.get("argv", ()))
-    return compartment.Order(
-        **body,
-        status=socket.socket(fileno=by_name["status"]),
-        netns=by_name["netns"],
-        workspace=by_name.get("workspace"),
-        channel=by_name.get("channel"),
-        stdio=tuple(by_name[name] for name in ("stdin", "stdout", "stderr") if name in by_name),
-    )
+            self._control.detach()  # closed with everything else but the status channel
+            compartment.start(socket.socket(fileno=status), zygote)
+        return pid
 
 
 def _listen() -> int:
