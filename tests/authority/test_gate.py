@@ -129,7 +129,7 @@ def test_a_gate_cannot_append_what_is_the_authoritys(authority: Authority, event
         {"operation_hash": "zz"},
         {"context": "x"},
         {"principal": 1},
-        {"context": {"x": "x" * 20_000}},
+        {"context": {"x": "x" * 40_000}},
     ],
 )
 def test_a_record_that_is_none_is_refused_and_the_channel_lives(authority: Authority, changes: dict[str, Any]) -> None:

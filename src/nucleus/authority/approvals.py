@@ -23,7 +23,7 @@ from nucleus.approval.rules import AskRules
 from nucleus.authority import fields
 from nucleus.authority.batch import Batch
 from nucleus.authority.streams import Stream
-from nucleus.errors import DeniedError, InvalidError, NucleusError
+from nucleus.errors import AuditError, DeniedError, InvalidError, NucleusError
 from nucleus.limits import LIMITS
 
 MAX_WAITING = 48  # requests of all pods together
@@ -226,8 +226,10 @@ class Desk:
             self._end(request, "expired", batch)
             raise InvalidError("the request has expired", rule="approval.request")
         verdict = "approve" if yes else "deny"
-        batch.writes().resolve_ask(request.request, "approved" if yes else "denied", approver, reason, batch.now_ns)
         self._record(request, verdict, approver, reason, batch)
+        state = "approved" if yes else "denied"
+        if not batch.writes().resolve_ask(request.request, state, approver, reason, batch.now_ns):
+            raise AuditError("the ledger lost a request", rule="ledger.state")
         self._drop(request, batch.mono_ns, denied=not yes)
 
         def then(error: NucleusError | None) -> None:

@@ -246,7 +246,7 @@ class Loop:
             try:
                 self._close_pod(pod, "the builder is gone")
             except NucleusError:
-                self._service.log.discard()  # the next start ends it
+                continue  # the next start ends it
         for channel in tuple(self._channels.values()):
             self._drop(channel)
         self._checkpoint()

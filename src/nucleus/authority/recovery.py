@@ -18,7 +18,7 @@ from typing import Any
 from nucleus.audit.record import Record
 from nucleus.authority.clock import Clock
 from nucleus.budget.reservation import Hold, Phase, Verdict, reconcile
-from nucleus.errors import AuditError
+from nucleus.errors import AuditError, NucleusError
 from nucleus.store.audit_log import AuditLog, Torn
 from nucleus.store.ledger import Ledger, PodAccount
 
@@ -108,15 +108,19 @@ def _carry_out(
     scan: Scan | None = None,
 ) -> None:
     spent = pod.account.spent if pod.account is not None else 0
-    for name, hold, verdict in ends:
-        if hold.phase < Phase.SETTLED:
-            spent += verdict.charged or 0
-        if verdict.record and verdict.charged is not None:
-            _stage_recovery(log, clock, pod.pod, name, hold.amount, verdict.charged)
-            if scan is not None:
-                scan.outcomes[name] = verdict.charged
-    if stop is not None:
-        _stage(log, clock, "pod.stop", pod=pod.pod, context={**stop, "spent": spent})
+    try:
+        for name, hold, verdict in ends:
+            if hold.phase < Phase.SETTLED:
+                spent += verdict.charged or 0
+            if verdict.record and verdict.charged is not None:
+                _stage_recovery(log, clock, pod.pod, name, hold.amount, verdict.charged)
+                if scan is not None:
+                    scan.outcomes[name] = verdict.charged
+        if stop is not None:
+            _stage(log, clock, "pod.stop", pod=pod.pod, context={**stop, "spent": spent})
+    except NucleusError:
+        log.discard()
+        raise
     log.write()
     try:
         ledger.begin()

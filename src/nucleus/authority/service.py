@@ -271,7 +271,7 @@ class Service:
                 try:
                     resolve(pod, self.ledger, self.log, self._clock, stop=None)
                 except AuditError:
-                    self.log.discard()  # the holds stay, and are resolved when the pod is closed or at the next start
+                    return  # the holds stay, and are resolved when the pod is closed or at the next start
 
 
 def _decides(channel: Channel, header: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from nucleus.errors import InvalidError, NucleusError
 from nucleus.frames import Decoder, Frame, encode
 
-READ_BYTES = 262_144  # one read of one peer in one turn of the loop
+READ_BYTES = 65_536  # one read of one peer in one turn of the loop: a few ms of work at most
 MAX_ID = (1 << 53) - 1
 
 
