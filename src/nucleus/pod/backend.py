@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nucleus.errors import SandboxError
+from nucleus.pod.loop import Future
 from nucleus.pod.spec import PodSpec
 
 LADDER = ("namespaces", "gvisor", "qemu", "firecracker")  # weakest first
@@ -91,8 +92,12 @@ class Backend(Protocol):
         ``{code, signal}``.
         """
 
-    async def start(self, box: Any, block: list[str], protect: list[str]) -> Started:
-        """Apply the policy's hidden and read-only names to every view of the workspace, then run."""
+    async def start(self, box: Any, block: list[str], protect: list[str], registered: Future[None]) -> Started:
+        """Apply the policy's hidden and read-only names to every view of the workspace, then run.
+
+        Hands is ours and may start at once; the agent waits until the authority has `registered` the pod on disk, and
+        until hands is ready.
+        """
 
     async def destroy(self, box: Any) -> None:
         """End every process of the pod and remove all that `make` and `start` made. Never raises for what is gone."""

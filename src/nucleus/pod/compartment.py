@@ -158,6 +158,7 @@ def start(status: socket.socket, zygote: Zygote) -> None:
         packet = packets.recv_packet(status)
         if packet is None:
             return  # made ahead, and never needed
+        steps = _Steps()  # waiting is not a step
         steps.next("session")
         order = Order.parse(packet, status)
         syscalls.setns(order.netns, syscalls.CLONE_NEWNET)

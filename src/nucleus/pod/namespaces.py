@@ -357,8 +357,10 @@ class Namespaces:
         except OSError as error:
             made.ready.fail(SandboxError(f"cgroup: {error}", rule="pod.cgroup"))
 
-    async def start(self, box: NamespacesBox, block: list[str], protect: list[str]) -> Started:
-        """See `Backend.start`. The agent starts once the work compartment is ready."""
+    async def start(
+        self, box: NamespacesBox, block: list[str], protect: list[str], registered: Future[None]
+    ) -> Started:
+        """See `Backend.start`."""
         started = Started()
         for kind in ("work", "agent"):
             made = box.compartments.get(kind)
@@ -366,6 +368,8 @@ class Namespaces:
                 continue
             if made.ready.done:
                 made.ready.result()  # it failed while it was prepared
+            if kind == "agent":
+                await registered
             made.go(block, protect)
             said = await self._loop.within(STEP_SECONDS, made.ready, f"the {kind} compartment")
             placeholders, notes = said.get("placeholders", []), said.get("notes", [])

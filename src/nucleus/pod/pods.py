@@ -140,7 +140,8 @@ class Pods:
                 # Step 4 and 5 go together: releasing waits for the compartments, registering for the disk.
                 box = await pod.making
                 recorded = self._loop.task(self._register(pod, facts, authority, listener))
-                started = self._loop.task(self.backend.start(box, list(facts["block"]), list(facts["protect"])))
+                globs = [str(glob) for glob in facts["block"]], [str(glob) for glob in facts["protect"]]
+                started = self._loop.task(self.backend.start(box, *globs, recorded))
                 await recorded
                 pod.steps["registered"] = (time.monotonic_ns() - began) // 1000
                 done = await started

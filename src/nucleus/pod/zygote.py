@@ -77,8 +77,12 @@ class Server:
             answer: dict[str, Any] = {"ok": ok}
         except (NucleusError, OSError, KeyError, TypeError, ValueError) as error:
             answer = {"error": error_body(error)}
-        send_packet(self._control, {"id": packet.body.get("id"), **answer}, fds)
-        close_all([*fds, *packet.fds])
+        try:
+            send_packet(self._control, {"id": packet.body.get("id"), **answer}, fds)
+        except OSError:
+            return False  # the builder is gone
+        finally:
+            close_all([*fds, *packet.fds])
         return True
 
     def _serve(self, packet: Packet, fds: list[int]) -> dict[str, Any]:
