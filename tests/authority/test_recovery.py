@@ -308,10 +308,12 @@ def test_it_is_unprivileged_before_it_opens_anything(start: Callable[..., Author
     assert status["Uid"].split() == [uid] * 4
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["NoNewPrivs"] == "1"
+    assert all(path.stat().st_mode & 0o077 == 0 for path in state.iterdir())
+    assert all(str(path.stat().st_uid) == uid for path in state.iterdir())
     if os.geteuid() == 0:
         assert status["Groups"].split() == []
         assert Path(f"/proc/{authority.process.pid}/mem").stat().st_uid == 0  # not dumpable: root's, not its own
-    assert all(path.stat().st_mode & 0o077 == 0 for path in state.iterdir())
-    assert all(str(path.stat().st_uid) == uid for path in state.iterdir())
-    environment = Path(f"/proc/{authority.process.pid}/environ").read_bytes()
-    assert environment == b""
+        assert Path(f"/proc/{authority.process.pid}/environ").read_bytes() == b""
+    else:
+        with pytest.raises(PermissionError):  # not dumpable: not even for its own uid
+            Path(f"/proc/{authority.process.pid}/environ").read_bytes()

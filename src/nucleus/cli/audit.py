@@ -1,8 +1,8 @@
 """`nucleus-audit` (also `nucleus audit`): does a log verify, and what does it say.
 
 Promises: exit 0 only when every line verified, 1 when one did not, 2 when there was nothing to look at (no such file,
-wrong arguments); the file is only read; what a record holds is shown escaped; `show` shows no record after the first line
-that does not verify. Reads in pieces: a log of any size.
+wrong arguments); the file is only read; what a record holds is shown escaped; `show` shows no record after the first
+line that does not verify. Reads in pieces: a log of any size.
 Does not: show completeness without a pinned head (`--expect-seq` and `--expect-hash`), and says so.
 """
 
@@ -119,14 +119,17 @@ def line(record: dict[str, Any]) -> str:
     parts = [
         f"{record['seq']:>6} {_clock(seconds)}.{ns // 1_000_000:03d} {record['pod'] or '-':<12} {record['event']:<10}",
         _short(record["operation"]),
-        f"[{decision.get('verdict', '')} {decision.get('rule', '')}]"
-        if isinstance(decision, dict) and decision
-        else "",
+        _decided(decision) if isinstance(decision, dict) and decision else "",
         f"-> {_short(outcome)}" if outcome else "",
         _short({k: v for k, v in context.items() if k not in ("reservation", "reserved")}) if context else "",
         record["principal"],
     ]
     return escape("  ".join(part for part in parts if part))
+
+
+def _decided(decision: dict[str, Any]) -> str:
+    by = f" by {decision['approver']}" if decision.get("approver") else ""
+    return f"[{decision.get('verdict', '')} {decision.get('rule', '')}{by}]"
 
 
 def _short(value: Any) -> str:
