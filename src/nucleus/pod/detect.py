@@ -223,7 +223,7 @@ def _child(work: Callable[[], str], writer: int) -> None:
     except BaseException as error:  # noqa: BLE001 -- whatever it is, the parent reports it
         answer = False, str(error) or type(error).__name__
     try:
-        os.write(writer, json.dumps(answer).encode())
+        os.write(writer, json.dumps(answer).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -231,7 +231,8 @@ def _child(work: Callable[[], str], writer: int) -> None:
 def _read_all(reader: int, seconds: float) -> bytes | None:
     deadline = time.monotonic() + seconds
     data = b""
-    while len(data) < ANSWER_BYTES:
+    # To the end of the line, not of the pipe: a process that the probe left behind holds the pipe open.
+    while len(data) < ANSWER_BYTES and not data.endswith(b"\n"):
         if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
         more = os.read(reader, ANSWER_BYTES)
@@ -490,10 +491,13 @@ def _try_pidfd() -> str:
     if pid == 0:
         signal.pause()
         os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    gone = select.select([pidfd], [], [], 1.0)[0]
-    os.waitpid(pid, 0)
+    try:
+        pidfd = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        gone = select.select([pidfd], [], [], 1.0)[0]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     if not gone:
         raise _FailedError("a killed process does not show")
     return "opened, signalled, seen to end"
