@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import struct
 import tempfile
@@ -284,3 +285,33 @@ def test_limits(builder: Builder) -> None:
     assert lines[:2] == ["0", "4096"]
     assert int(lines[2]) >= 1
     pod.close()
+
+
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_nothing_outlives_a_killed_builder(who: str) -> None:
+    made = Builder.start(who)
+    pod = made.create(agent={"argv": ["/bin/sleep", "1000"], "stdio": "pty"})
+    pod.sh("setsid sleep 1000 & echo")
+    status = made.call("status").body["ok"]
+    inside = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _in_pid_namespace_of(path, status)]
+    assert len(inside) >= 3  # both first processes and the agent (hands ends what a command leaves behind)
+    os.kill(made.pid, signal.SIGKILL)
+    os.waitpid(made.pid, 0)
+    pids = [*inside, *(pid for name, pid in status["pids"].items() if name != "builder"), status["pods"][0]["gate"]]
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, [pid for pid in pids if alive(pid)]
+        time.sleep(0.01)
+    made.control.close()
+    pod.channel.close()
+    os.close(pod.pty)
+    for group in Path("/sys/fs/cgroup").glob(f"*/nucleus/pod-{made.pid}-*/"):
+        group.rmdir()  # nobody was left to do it
+    shutil.rmtree(made.directory)
+
+
+def _in_pid_namespace_of(path: Path, status: dict) -> bool:
+    try:
+        return os.readlink(path / "ns/pid") in {os.readlink(f"/proc/{pid}/ns/pid") for pid in status["pods"][0]["pids"]}
+    except OSError:
+        return False
