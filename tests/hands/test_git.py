@@ -167,3 +167,8 @@ def test_cancel_ends_an_operation(gate: Gate, repository: Path) -> None:
     answers = {frame.header["id"]: frame.header for frame in (gate.receive() for _ in range(2))}
     assert answers[ident]["error"]["code"] in ("timeout", "io", "not_found")
     assert gate.ok("git_status")[1] == b""
+
+
+def test_status_leaves_out_what_is_hidden(gate: Gate, repository: Path) -> None:
+    (repository / "a.txt").write_text("changed\n")
+    assert gate.ok("git_status", exclude=["a.txt"])[1] == b""

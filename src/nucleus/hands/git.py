@@ -110,12 +110,16 @@ def argv(call: Call) -> list[str]:
 
 
 def status(header: dict[str, Any]) -> Operation:
-    """Porcelain v1: ``XY name`` per line, renames not paired, names unquoted (control characters as ``\\xNN``)."""
+    """Porcelain v1: ``XY name`` per line, renames not paired, names unquoted (control characters as ``\\xNN``).
+
+    What `exclude` covers is left out: a name that is hidden from the pod would look changed, and is not.
+    """
+    skip = excluded(excludes(header))
     overrides = yield from _overrides()
     call = ("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=normal", "--ignore-submodules=dirty")
     result = yield Call(call, overrides=overrides, output_bytes=LIMITS.output_bytes)
     _check(result)
-    rows = _fields(result)
+    rows = [row for row in _fields(result) if not covers(skip, shown(row[3:]).rstrip("/"))]
     lines = "".join(f"{row[:2].decode('ascii', 'replace')} {_printable(row[3:])}\n" for row in rows)
     cut = lines.encode("utf-8")[: LIMITS.output_bytes]
     return {"truncated": result.stdout_truncated or len(cut) < len(lines)}, cut
