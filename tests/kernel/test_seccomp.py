@@ -378,6 +378,8 @@ REAL: dict[str, tuple[Callable[[], int], int]] = {
     "userfaultfd": (lambda: raw(number("userfaultfd"), 0), errno.EPERM),
     "open_by_handle_at": (lambda: raw(number("open_by_handle_at"), -100, 0, 0), errno.EPERM),
     "fchmodat2": (lambda: raw(452, -100, b"/nowhere", 0o4755, 0), errno.ENOSYS),
+    "kernel tls": (lambda: code(lambda: socket.socket().setsockopt(6, 31, b"tls")), errno.ENOPROTOOPT),
+    "out of band": (lambda: code(lambda: socket.socketpair()[0].send(b"x", socket.MSG_OOB)), errno.EOPNOTSUPP),
     "kcmp": (lambda: raw(number("kcmp"), 1, 1, 0, 0, 0), errno.EPERM),
 }
 
