@@ -303,3 +303,15 @@ def test_no_secret_is_in_a_repr(in_process: Any) -> None:
     assert repr(service.desk._key) not in text
     for request in service.desk._waiting.values():
         assert repr(request.nonce) not in text
+
+
+def test_an_approver_of_one_pod_is_nobody_for_another(authority: Authority) -> None:
+    first, second = authority.gate("p1"), authority.gate("p2")
+    approver = authority.approver(watch=False)
+    assert approver.call("watch", pod="p1") == {"requests": []}
+    assert second.wait(second.ask()) == {"verdict": "no_approver"}
+    ident = first.ask()
+    request = approver.event()["request"]
+    assert request["pod"] == "p1"
+    approver.call("approve", request=request["request"], reason="")
+    assert first.wait(ident)["verdict"] == "approve"

@@ -75,8 +75,8 @@ class Desk:
         self._waiting: dict[str, Request] = {}
         self._rules: dict[str, AskRules] = {}
         self._good_until: dict[str, dict[bytes, int]] = {}  # pod -> nonce -> monotonic end
-        self._present: set[Stream] = set()
-        self._watching: set[Stream] = set()
+        self._present: dict[Stream, str] = {}  # stream -> the pod that it answers for, "" for all
+        self._watching: dict[Stream, str] = {}
 
     def __repr__(self) -> str:
         return f"<Desk, {len(self._waiting)} waiting>"
@@ -85,7 +85,7 @@ class Desk:
 
     def ask(self, gate: Stream, ident: int, pod: str, header: dict[str, Any], batch: Batch) -> None:
         """Put a request to a person, or answer no at once."""
-        if not self._present:  # 1
+        if not self._attended(pod):  # 1
             batch.answer(gate, ident, {"verdict": "no_approver"})
             return
         operation_hash = fields.operation_hash(header)
@@ -112,7 +112,7 @@ class Desk:
             if error is not None:
                 self._drop(request, batch.mono_ns)
             elif request.request in self._waiting:
-                self._push({"event": "request", "request": request.shown(batch.mono_ns)})
+                self._push(request.pod, {"event": "request", "request": request.shown(batch.mono_ns)})
 
         batch.answer(gate, ident, None, then=then)
 
@@ -181,12 +181,15 @@ class Desk:
 
     def approver_lost(self, stream: Stream, batch: Batch) -> None:
         """The channel closed: not present any more. When it was the last, nobody is there to say yes."""
-        self._watching.discard(stream)
-        if stream in self._present:
-            self._present.discard(stream)
-            if not self._present:
-                for request in tuple(self._waiting.values()):
+        self._watching.pop(stream, None)
+        if self._present.pop(stream, None) is not None:
+            for request in tuple(self._waiting.values()):
+                if not self._attended(request.pod):
                     self._end(request, "no_approver", batch)
+
+    def _attended(self, pod: str) -> bool:
+        """Somebody is present for this pod."""
+        return any(scope in ("", pod) for scope in self._present.values())
 
     def approver(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], batch: Batch) -> None:
         """One request of an approver."""
@@ -194,11 +197,10 @@ class Desk:
             case "list":
                 batch.answer(stream, ident, self._list(batch))
             case "watch":
-                self._present.add(stream)
-                self._watching.add(stream)
-                batch.answer(stream, ident, self._list(batch))
+                self._present[stream] = self._watching[stream] = scope = _scope(header)
+                batch.answer(stream, ident, self._list(batch, scope))
             case "present":
-                self._present.add(stream)
+                self._present[stream] = _scope(header)
                 batch.answer(stream, ident, {})
             case "show":
                 batch.answer(stream, ident, {"request": self._find(header).shown(batch.mono_ns)})
@@ -209,8 +211,9 @@ class Desk:
             case _:
                 raise InvalidError("unknown request of an approver", rule="frames.op")
 
-    def _list(self, batch: Batch) -> dict[str, Any]:
-        return {"requests": [request.shown(batch.mono_ns) for request in self._waiting.values()]}
+    def _list(self, batch: Batch, scope: str = "") -> dict[str, Any]:
+        waiting = [request for request in self._waiting.values() if scope in ("", request.pod)]
+        return {"requests": [request.shown(batch.mono_ns) for request in waiting]}
 
     def _find(self, header: dict[str, Any]) -> Request:
         request = self._waiting.get(fields.text(header, "request", 64))
@@ -299,8 +302,15 @@ class Desk:
             self._rules[request.pod].closed(request.operation_hash, mono_ns, denied=denied)
 
     def _resolved(self, request: Request, verdict: str, approver: str) -> None:
-        self._push({"event": "resolved", "request": request.request, "verdict": verdict, "approver": approver})
+        event = {"event": "resolved", "request": request.request, "verdict": verdict, "approver": approver}
+        self._push(request.pod, event)
 
-    def _push(self, event: dict[str, Any]) -> None:
-        for stream in tuple(self._watching):
-            stream.send(event)
+    def _push(self, pod: str, event: dict[str, Any]) -> None:
+        for stream, scope in tuple(self._watching.items()):
+            if scope in ("", pod):
+                stream.send(event)
+
+
+def _scope(header: dict[str, Any]) -> str:
+    """The pod that an approver answers for; "" for all."""
+    return fields.pod(header) if "pod" in header else ""

@@ -45,7 +45,7 @@ class Prompt:
     """
 
     def __init__(self, channel: socket.socket, terminal: int) -> None:
-        self.pod = ""
+        self._pod = ""
         self._channel = channel
         self._terminal = terminal
         self._reader = wire.Reader()
@@ -53,7 +53,16 @@ class Prompt:
         self._asking: dict[str, Any] | None = None
         self._since = 0.0
         self._number = 1
-        channel.sendall(wire.encode({"id": 1, "op": "watch"}))
+
+    @property
+    def pod(self) -> str:
+        """The pod whose requests are asked here. Setting it makes us present, for that pod and no other."""
+        return self._pod
+
+    @pod.setter
+    def pod(self, name: str) -> None:
+        self._pod = name
+        self._channel.sendall(wire.encode({"id": 1, "op": "watch", "pod": name}))
 
     @property
     def busy(self) -> bool:
