@@ -1,6 +1,6 @@
 """The one wire format of our inherited sockets: a length-prefixed JSON header with an optional raw body.
 
-frame = u32 total | u32 header length | header (UTF-8 JSON object) | body      (big endian; total counts what follows it)
+frame = u32 total | u32 header length | header (UTF-8 JSON object) | body    (big endian; total: of what follows it)
 
 Promises: sizes are checked before anything is buffered or parsed; a malformed frame is an `InvalidError` and the
 stream is unusable after it. Pure: bytes in, frames out; the sockets belong to the caller.

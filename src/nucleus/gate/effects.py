@@ -74,7 +74,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Sends back an `Outcome` or a `Redirect`. The driver spends the grant first, and fills the meter whatever happens."""
+    """Sends back an `Outcome` or a `Redirect`. The driver spends the grant first and always fills the meter."""
 
     grant: Grant
     operation: Base

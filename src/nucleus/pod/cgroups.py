@@ -16,6 +16,7 @@ CONTROLLERS = ("memory", "pids", "cpu")
 _PARENT = "nucleus"
 _CPU_PERIOD_US = 100_000
 _REMOVE_TRIES = 50
+_SWAP = ("memory.swap.max", "memory.memsw.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A cgroup: one directory per v1 controller, or a single v2 directory."""
+    """A cgroup: one directory per v1 controller, one for all of v2's."""
 
     directories: tuple[str, ...]
-    unified: bool
 
 
 @cache
@@ -72,7 +72,7 @@ def _mounts() -> list[tuple[str, str, set[str]]]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             left, _, right = line.partition(" - ")
-            kind, _, options = (right.split() + ["", "", ""])[:3]
+            kind, _, options = [*right.split(), "", "", ""][:3]
             if kind in ("cgroup", "cgroup2"):
                 rows.append((left.split()[4], kind, set(options.split(","))))
     return rows
@@ -108,7 +108,10 @@ def _prepare(base: str, controller: str, unified: bool) -> None:
 def _limit(directory: str, controller: str, limits: Limits, unified: bool) -> None:
     quota = _CPU_PERIOD_US * limits.cpu_percent // 100
     values = {
-        ("memory", False): {"memory.limit_in_bytes": str(limits.memory_bytes)},
+        ("memory", False): {
+            "memory.limit_in_bytes": str(limits.memory_bytes),
+            "memory.memsw.limit_in_bytes": str(limits.memory_bytes),
+        },
         ("pids", False): {"pids.max": str(limits.pids)},
         ("cpu", False): {"cpu.cfs_period_us": str(_CPU_PERIOD_US), "cpu.cfs_quota_us": str(quota)},
         ("memory", True): {"memory.max": str(limits.memory_bytes), "memory.swap.max": "0"},
@@ -117,7 +120,7 @@ def _limit(directory: str, controller: str, limits: Limits, unified: bool) -> No
     }[controller, unified]
     for name, value in values.items():
         path = os.path.join(directory, name)
-        if name != "memory.swap.max" or os.path.exists(path):  # absent where the kernel has no swap accounting
+        if name not in _SWAP or os.path.exists(path):  # absent where the kernel has no swap accounting
             _write(path, value)
 
 
@@ -140,7 +143,6 @@ def create(name: str, limits: Limits) -> Group:
         OSError: it cannot be made; what was made of it is gone again.
     """
     found, _ = _bases()
-    unified = any(os.path.exists(os.path.join(base, "cgroup.controllers")) for base in found.values())
     made: list[str] = []
     try:
         for controller, base in found.items():
@@ -148,12 +150,12 @@ def create(name: str, limits: Limits) -> Group:
             if directory not in made:
                 os.mkdir(directory, 0o755)
                 made.append(directory)
-            _limit(directory, controller, limits, unified)
+            _limit(directory, controller, limits, os.path.exists(os.path.join(base, "cgroup.controllers")))
     except OSError:
         for directory in made:
             os.rmdir(directory)
         raise
-    return Group(tuple(made), unified)
+    return Group(tuple(made))
 
 
 def add(group: Group, pid: int) -> None:
@@ -164,9 +166,10 @@ def add(group: Group, pid: int) -> None:
 
 def kill(group: Group) -> None:
     """SIGKILL everything in the group (bounded; the pid namespace's first process is killed first by the caller)."""
-    if group.unified and os.path.exists(path := os.path.join(group.directories[0], "cgroup.kill")):
-        _write(path, "1")
-        return
+    for directory in group.directories:
+        if os.path.exists(path := os.path.join(directory, "cgroup.kill")):
+            _write(path, "1")
+            return
     for _ in range(_REMOVE_TRIES):
         pids = {int(line) for directory in group.directories for line in _procs(directory)}
         if not pids:

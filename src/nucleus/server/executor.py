@@ -201,7 +201,9 @@ def _failure(frame: Frame, operation: Base) -> Redirect:
         raise OperationError("a symlink is in the way", rule="hands.symlink")
     if not isinstance(code, str) or code not in PLAIN:
         raise SandboxError("hands broke the protocol", rule="hands.protocol")
-    message = "nothing to commit" if code == "no_match" and getattr(operation, "kind", "") == "git_commit" else PLAIN[code]
+    message = (
+        "nothing to commit" if code == "no_match" and getattr(operation, "kind", "") == "git_commit" else PLAIN[code]
+    )
     if code == "count_mismatch" and isinstance(error, dict) and isinstance(found := error.get("found"), int):
         message = f"the text to replace occurs {found} times"
     raise OperationError(message, rule=f"hands.{code}")
