@@ -208,7 +208,8 @@ def test_a_pod_that_cannot_be_is_undone(builder: Builder, policy: dict | str, sp
     assert answer.body["error"]["rule"] == rule, answer.body
     assert builder.call("status").body["ok"]["pods"] == []
     assert list((builder.directory / "runtime/pods").iterdir()) == []
-    assert list((builder.directory / "runtime/slots").iterdir()) == []
+    if builder.who == "user":  # root's are the machine's
+        assert list((builder.directory / "runtime/slots").iterdir()) == []
 
 
 def test_toolchains_are_read_only_at_their_own_path(builder: Builder) -> None:

@@ -64,7 +64,8 @@ def test_state_belongs_to_the_authority(directory: Path) -> None:
     runtime.prepare_state(runtime.state_dir())
 
 
-def test_slots_are_held_once(directory: Path) -> None:
+def test_slots_are_held_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "ROOT_SLOTS", str(directory / "run"))
     taken = [runtime.take_slot(str(directory / "run")) for _ in range(3)]
     assert [slot.number for slot in taken] == [0, 1, 2]
     taken[1].release()

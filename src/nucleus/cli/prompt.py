@@ -53,6 +53,7 @@ class Prompt:
         self._asking: dict[str, Any] | None = None
         self._since = 0.0
         self._number = 1
+        self._present = False
 
     @property
     def pod(self) -> str:
@@ -62,7 +63,11 @@ class Prompt:
     @pod.setter
     def pod(self, name: str) -> None:
         self._pod = name
+        self._present = False
         self._channel.sendall(wire.encode({"id": 1, "op": "watch", "pod": name}))
+        # Present before the first operation is sent: the gate's question goes another way and could be faster.
+        while not self._present and self._channel.fileno() >= 0:
+            self._receive()
 
     @property
     def busy(self) -> bool:
@@ -107,7 +112,9 @@ class Prompt:
 
     def _event(self, header: dict[str, Any]) -> None:
         request = header.get("request")
-        if header.get("event") == "request" and isinstance(request, dict):
+        if header.get("id") == 1:
+            self._present = True
+        elif header.get("event") == "request" and isinstance(request, dict):
             if request.get("pod") == self.pod and len(self._queue) < _QUEUE:  # 1
                 self._queue.append(request)
         elif header.get("event") == "resolved":

@@ -23,6 +23,7 @@ START_SECONDS = 10.0  # how long a helper may take to listen
 AUTHORITY_UID = 0x70000001
 GATE_UID = 0x70010000
 POD_UID = 0x70100000
+ROOT_SLOTS = "/run/nucleus"
 
 
 def state_dir() -> str:
@@ -84,6 +85,8 @@ def prepare_state(path: str) -> None:
         SandboxError: rule ``runtime.state``: somebody else owns it.
     """
     owner = AUTHORITY_UID if os.geteuid() == 0 else os.geteuid()
+    if owner == AUTHORITY_UID:
+        _check_passable(path)
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         try:
@@ -100,6 +103,19 @@ def prepare_state(path: str) -> None:
         raise SandboxError(f"{path}: {error.strerror}", rule="runtime.state") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
         raise SandboxError(f"{path} is not a directory of uid {owner}", rule="runtime.state")
+
+
+def _check_passable(path: str) -> None:
+    """As root the authority has a uid of its own: it must be able to walk to `path`."""
+    above = os.path.dirname(path)
+    while above != "/":
+        if os.path.isdir(above) and not os.stat(above).st_mode & 0o001:
+            raise SandboxError(
+                f"{above} is closed to other users, and the authority that keeps {path} is one",
+                rule="runtime.state",
+                next_step=f"Run `chmod o+x {above}`, or name another directory with NUCLEUS_STATE.",
+            )
+        above = os.path.dirname(above)
 
 
 class Slot:
@@ -124,6 +140,10 @@ def take_slot(runtime: str) -> Slot:
     Raises:
         SandboxError: rule ``pod.slots``: all are taken.
     """
+    if os.geteuid() == 0:
+        # A slot is a range of uids, and those are the machine's, whichever runtime directory was named.
+        runtime = ROOT_SLOTS
+        private_directory(runtime)
     directory = os.path.join(runtime, "slots")
     private_directory(directory)
     for number in range(SLOTS):
@@ -174,6 +194,8 @@ def start_helper() -> socket.socket:
         SandboxError: rule ``helper.start``.
     """
     runtime = runtime_dir()
+    if os.geteuid() == 0:
+        _check_passable(state_dir())  # here, where the reason has somewhere to go
     ready, tell = os.pipe2(os.O_CLOEXEC)
     try:
         _spawn(["--helper", "--state", state_dir(), "--runtime", runtime], tell, detach=True)
@@ -198,7 +220,14 @@ def start_helper() -> socket.socket:
 
 
 def private_builder() -> socket.socket:
-    """Start a builder of our own over a socketpair; it ends when the channel closes."""
+    """Start a builder of our own over a socketpair; it ends when the channel closes.
+
+    A resident helper owns the state directory: an idle one is stopped first, it starts again when it is needed.
+
+    Raises:
+        SandboxError: rule ``helper.busy``: it has pods.
+    """
+    _retire_helper()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     _enlarge(ours)
     try:
@@ -209,6 +238,31 @@ def private_builder() -> socket.socket:
     finally:
         theirs.close()
     return ours
+
+
+def _retire_helper() -> None:
+    """Stop a resident helper that has no pods; return when it is gone."""
+    from nucleus.pod.packets import checked, recv_packet, send_packet
+
+    channel = connect_helper()
+    if channel is None:
+        return
+    with channel:
+        channel.settimeout(START_SECONDS)
+        try:
+            send_packet(channel, {"id": 1, "op": "status"})
+            answer = recv_packet(channel)
+            if answer is not None and checked(answer.body).get("pods"):
+                raise SandboxError(
+                    "the resident helper has running pods",
+                    rule="helper.busy",
+                    next_step="Wait for them, or run without --no-helper.",
+                )
+            send_packet(channel, {"id": 2, "op": "stop"})
+            while recv_packet(channel) is not None:
+                pass
+        except OSError:
+            return  # it ended under us, which is what we want
 
 
 def _spawn(arguments: list[str], channel: int, *, detach: bool) -> None:
