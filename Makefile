@@ -20,6 +20,7 @@ setup: .venv/.done ## a virtual environment with the locked dependencies (and De
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9
 	@$(BIN)/uv sync -q --locked --inexact
+	@$(BIN)/python -m compileall -q src/nucleus
 	@touch $@
 
 demo: setup ## the main job: an honest task, then a hijacked agent that gets nowhere
@@ -37,7 +38,8 @@ format: setup ## ruff format, and the fixes that are safe
 	@$(BIN)/ruff format src tests bench demo
 	@$(BIN)/ruff check --fix src tests bench demo
 
-bench: setup ## the figures of README and the closing notes, against their floors and peers
+bench: setup ## the figures of the closing notes, against their floors and peers, in one run
+	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
 	@$(BIN)/python bench/bench.py
 
 clean: ## remove what the targets made

@@ -71,8 +71,9 @@ def whole_processes(env: dict[str, str], work: Path, runs: int) -> Figures:
     }
     if bwrap := shutil.which("bwrap"):
         calls["bwrap --unshare-all true"] = command([bwrap, "--unshare-all", "--ro-bind", "/", "/", "true"], env)
-    if codex := shutil.which("codex"):
-        calls["codex sandbox true"] = command([codex, "sandbox", "linux", "--", "true"], env)
+    if codex := os.environ.get("CODEX") or shutil.which("codex"):
+        # It refuses a home below /tmp. CODEX names the native binary, which npm's `codex` wraps in Node.
+        calls["codex sandbox true"] = command([codex, "sandbox", "--", "true"], env | {"HOME": os.environ["HOME"]})
     figures = interleaved(calls, runs)
     alone = env | {
         "NUCLEUS_STATE": env["NUCLEUS_STATE"] + "-private",
