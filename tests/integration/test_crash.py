@@ -10,11 +10,8 @@ import pytest
 from .held import Held
 from .site import Site
 
-STEPS = [
-    f"{when}:{step}"
-    for step in ("Authenticate", "Validate", "Decide", "Reserve", "Append:intent", "Execute", "Settle", "Append:outcome", "Reply")
-    for when in ("before", "after")
-]  # fmt: skip
+PIPELINE = "Authenticate Validate Decide Reserve Append:intent Execute Settle Append:outcome Reply"
+STEPS = [f"{when}:{step}" for step in PIPELINE.split() for when in ("before", "after")]
 # `sh -c` asks under codegen, so these pass through Ask and carry a token into the reservation.
 ASKED = ["before:Ask", "after:Ask", "before:Reserve", "after:Reserve", "after:Append:intent", "after:Execute"]
 

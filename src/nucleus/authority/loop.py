@@ -197,7 +197,7 @@ class Loop:
                     raise InvalidError("too many approvers", rule="attach.approver")
                 self._add(Channel(sock, self._epoll, APPROVER, uid=fields.uid(body)))
             elif role == WORKLOAD:
-                return self._listen(sock, self._open_pod(body), fields.uid(body))
+                return self._listen(sock, self._open_pod(body), fields.uid(body), body.get("whose", "agent"))
             else:
                 raise InvalidError("unknown role", rule="attach.role")
         except BaseException:
@@ -205,13 +205,16 @@ class Loop:
             raise
         return {}
 
-    def _listen(self, sock: socket.socket, pod: str, uid: int) -> dict[str, Any]:
+    def _listen(self, sock: socket.socket, pod: str, uid: int, whose: object) -> dict[str, Any]:
         from nucleus.identity.workload import WorkloadListener  # weight: pods with an agent only
 
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise InvalidError("the Workload socket does not listen", rule="packets.fds")
         namespace = self._service.ledger.pods[pod].namespace
-        name = identities.agent_id(self._trust_domain, namespace, pod)
+        if whose not in ("agent", "orchestrator"):
+            raise InvalidError("a Workload socket is an agent's or an orchestrator's", rule="attach.role")
+        named = identities.agent_id if whose == "agent" else identities.orchestrator_id
+        name = named(self._trust_domain, namespace, pod)
         sock.setblocking(False)
         self._doors[sock.fileno()] = WorkloadDoor(sock, WorkloadListener(pod, uid, name))
         self._epoll.register(sock.fileno(), select.EPOLLIN)

@@ -117,7 +117,8 @@ class Launcher:
 class Pod:
     """A running pod. `gate` is our channel to its gate, `pty` the agent's master or -1; both are ours to close.
 
-    `isolation` and `budget_limit` (micro-dollars) are as the builder answered.
+    `isolation` and `budget_limit` (micro-dollars) are as the builder answered; `gate_id` and `workload` (a path) too,
+    where the pod is served.
     """
 
     def __init__(self, answer: dict[str, Any], gate: socket.socket, pty: int) -> None:
@@ -125,6 +126,8 @@ class Pod:
         self.name = str(answer.get("pod", ""))
         self.isolation: dict[str, Any] = isolation if isinstance(isolation, dict) else {}
         self.budget_limit = limit if type(limit) is int else 0
+        self.gate_id = str(answer.get("gate_id", ""))
+        self.workload = str(answer.get("workload", ""))
         self.gate = gate
         self.pty = pty
 

@@ -23,6 +23,7 @@ usage: nucleus [--no-helper] VERB ...
 
   exec       run one command in a fresh pod, through the gate
   run        run an agent in a fresh pod; it reaches the workspace only through the gate
+  serve      a pod for an orchestrator on this host, over mutual TLS
   approvals  list, show, answer or watch approval requests
   policy     list, show, check, explain or compare policies
   audit      verify or read the audit log (also: nucleus-audit)
@@ -36,7 +37,7 @@ usage: nucleus [--no-helper] VERB ...
 exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
             6 sandbox unavailable
 """
-VERBS = ("exec", "run", "approvals", "policy", "audit", "doctor", "helper")
+VERBS = ("exec", "run", "serve", "approvals", "policy", "audit", "doctor", "helper")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -426,12 +426,12 @@ class Namespaces:
 
 
 def workload_socket(path: str, uid: int) -> socket.socket:
-    """The pod's Workload socket, listening; only `uid` (0: ourselves) may connect."""
+    """The pod's Workload socket, listening; only `uid` (and root) may connect."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listener.bind(path)
         os.chmod(path, 0o600)
-        if uid:
+        if uid != os.geteuid():
             os.chown(path, uid, uid)
         listener.listen(16)
     except BaseException:

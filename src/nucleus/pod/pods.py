@@ -108,7 +108,7 @@ class Pods:
                 slot.release()
             raise
         gate_id = _spiffe(spec.namespace, f"gate-{name}")
-        workload = f"{directory}/workload.sock" if spec.agent else ""
+        workload = f"{directory}/workload.sock" if spec.agent or spec.serve else ""
         plan = Plan(name, slot.number, spec, directory, fds[0], -1, tuple(fds[1:]), workload, gate_id)
         pod = Pod(name, slot, spec, plan, notify, directory)
         self.all[name] = pod
@@ -128,7 +128,7 @@ class Pods:
                 pod.plan.pod, pod.plan.slot, pod.spec, pod.directory, pod.plan.workspace, hands.fileno(),
                 pod.plan.stdio, pod.plan.workload, pod.plan.gate_id,
             )  # fmt: skip
-            listener = self._workload(pod) if pod.spec.agent else None
+            listener = self._workload(pod) if pod.plan.workload else None
             try:
                 # Step 2. The compartments' fork is under way before anything else takes the second core.
                 pod.making = self._loop.task(self._make(pod))
@@ -155,7 +155,8 @@ class Pods:
             isolation = self.backend.facts().as_dict() | {"notes": done.notes}
             fds = [launcher.detach()] + ([done.pty] if done.pty is not None else [])
             policy = {key: facts[key] for key in ("policy_name", "policy_digest", "budget_limit", "floor")}
-            return Created({"pod": pod.name, "isolation": isolation, "steps": pod.steps, **policy}, fds)
+            door = {"gate_id": pod.plan.gate_id, "workload": pod.plan.workload} if pod.spec.serve else {}
+            return Created({"pod": pod.name, "isolation": isolation, "steps": pod.steps, **policy, **door}, fds)
 
     async def _make(self, pod: Pod) -> NamespacesBox:
         pod.box = await self.backend.make(pod.plan, lambda kind, how: self._ended(pod, kind, how))
@@ -170,6 +171,8 @@ class Pods:
             box = await pod.making
             assert box.listener is not None
             ends = [*ends, box.listener]
+        elif pod.spec.serve:
+            ends = [*ends, pod.plan.stdio[0]]
         config = {
             "pod": pod.name,
             "namespace": pod.spec.namespace,
@@ -181,7 +184,8 @@ class Pods:
             "trusted_workspace": pod.spec.trust_workspace,
             "isolation": self.backend.facts().backend,
             "uid": runtime.GATE_UID + pod.slot.number if self._root else os.geteuid(),
-            "agent": pod.spec.agent is not None,
+            # Who may come in by the agent's door: the agent inside, or the orchestrator that the pod is served to.
+            "door": "agent" if pod.spec.agent is not None else "orchestrator" if pod.spec.serve else "",
             "agent_id": _spiffe(pod.spec.namespace, f"agent-{pod.name}"),
             "orchestrator_id": _spiffe(pod.spec.namespace, f"orchestrator-{pod.name}"),
             "test_seam": pod.spec.test_seam,
@@ -217,13 +221,19 @@ class Pods:
         ]
         pod.registered = True
         if listener is not None:
-            uid = self.backend.uid(pod.slot.number, "agent") or os.geteuid()
-            answers.append(self._authority.call("attach", [listener.fileno()], role="workload", pod=pod.name, uid=uid))
+            whose = "agent" if pod.spec.agent else "orchestrator"
+            order = {"role": "workload", "pod": pod.name, "uid": self._workload_uid(pod), "whose": whose}
+            answers.append(self._authority.call("attach", [listener.fileno()], **order))
         for answer in answers:
             await self._loop.within(ANSWER_SECONDS, answer, "the authority")
 
     def _workload(self, pod: Pod) -> socket.socket:
-        return workload_socket(pod.plan.workload, self.backend.uid(pod.slot.number, "agent"))
+        return workload_socket(pod.plan.workload, self._workload_uid(pod))
+
+    def _workload_uid(self, pod: Pod) -> int:
+        """Who may fetch this pod's SVID: its agent's uid; the orchestrator is whoever started us."""
+        agent = self.backend.uid(pod.slot.number, "agent") if pod.spec.agent is not None else 0
+        return agent or os.geteuid()
 
     def _ended(self, pod: Pod, kind: str, how: dict[str, Any]) -> None:
         """A compartment's pid 1 has ended."""
@@ -292,6 +302,6 @@ def _spiffe(namespace: str, name: str) -> str:
 
 
 def _check_descriptors(spec: PodSpec, fds: list[int]) -> None:
-    wanted = 1 + (3 if spec.agent is not None and spec.agent.stdio == "pipes" else 0)
+    wanted = 1 + (3 if spec.agent is not None and spec.agent.stdio == "pipes" else 0) + spec.serve
     if len(fds) != wanted:
         raise SandboxError(f"create_pod with {len(fds)} descriptors where {wanted} are needed", rule="spec.descriptors")

@@ -45,7 +45,10 @@ class AgentSpec:
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """One pod, as a launcher asks for it (docs/design.md, "launcher → builder")."""
+    """One pod, as a launcher asks for it (docs/design.md, "launcher → builder").
+
+    serve: no agent inside; the gate's door is the launcher's listening socket, for the orchestrator's SVID.
+    """
 
     policy_text: str = field(repr=False)
     policy_source: str
@@ -56,6 +59,7 @@ class PodSpec:
     trust_workspace: bool = False
     toolchains: tuple[str, ...] = ()
     agent: AgentSpec | None = None
+    serve: bool = False
     test_seam: str = ""
 
     @classmethod
@@ -77,8 +81,15 @@ class PodSpec:
             trust_workspace=_flag(values, "trust_workspace"),
             toolchains=tuple(_toolchain(item) for item in _list(values, "toolchains", TOOLCHAINS)),
             agent=None if agent is None else _agent(agent),
+            serve=_flag(values, "serve") and _no_agent(agent),
             test_seam=_text(values, "test_seam", 64),
         )
+
+
+def _no_agent(agent: object) -> bool:
+    if agent is not None:
+        raise InvalidError("a pod has an agent inside or is served to an orchestrator, not both", rule="spec.serve")
+    return True
 
 
 def _agent(raw: object) -> AgentSpec:

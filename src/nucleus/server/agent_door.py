@@ -9,7 +9,7 @@ import asyncio
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
@@ -38,14 +38,16 @@ async def open_agent_door(
 
 
 def _authenticator(config: Config, current: list[X509Svid]) -> Authenticator:
-    """The peer must be this pod's agent, proven by its X509-SVID."""
+    """The peer must be whom this door is for (this pod's agent, or its orchestrator), proven by its X509-SVID."""
+    role: Literal["agent", "orchestrator"] = "agent" if config.door == "agent" else "orchestrator"
+    expected = config.agent_id if role == "agent" else config.orchestrator_id
 
     def authenticate(peer: ssl.SSLObject) -> Principal:
         spiffe_id = str(tls.authenticate(peer, current[0].roots(), time.time_ns(), "client"))
         # Another pod's SVID is genuine and still not the peer of this channel.
-        if spiffe_id != config.agent_id:
-            raise UnauthenticatedError(f"{spiffe_id} is not this pod's agent", rule="svid.pod")
-        return Principal(spiffe_id, "x509-svid", "agent")
+        if spiffe_id != expected:
+            raise UnauthenticatedError(f"{spiffe_id} is not this pod's {role}", rule="svid.pod")
+        return Principal(spiffe_id, "x509-svid", role)
 
     return authenticate
 

@@ -36,7 +36,10 @@ NS_PER_S = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the builder tells a gate. SPIFFE IDs are the authority's to prove; these are the ones to expect."""
+    """What the builder tells a gate. SPIFFE IDs are the authority's to prove; these are the ones to expect.
+
+    door: who may come in over mutual TLS: ``agent`` (in the pod), ``orchestrator`` (on the host), or nobody ("").
+    """
 
     pod: str
     namespace: str
@@ -48,7 +51,7 @@ class Config:
     trusted_workspace: bool
     isolation: str
     uid: int
-    agent: bool
+    door: str
     agent_id: str
     orchestrator_id: str
     test_seam: str = ""
