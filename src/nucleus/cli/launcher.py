@@ -9,13 +9,14 @@ Does not: parse a policy (the gate does) or look inside the workspace.
 from __future__ import annotations
 
 import os
-import socket
+from _socket import socket  # `socket` imports enum and selectors
 
 from nucleus.cli.options import invalid
 from nucleus.pod import packets, runtime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from socket import socket as ApproverSocket
     from typing import Any
 
 CREATE_TIMEOUT_S = 60.0  # a cold helper starts three processes first
@@ -29,7 +30,7 @@ class Launcher:
         channel: seqpacket socket; owned from here on.
     """
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket) -> None:
         self._channel = channel
         self._number = 0
         self._events: list[dict[str, Any]] = []
@@ -93,10 +94,12 @@ class Launcher:
         if len(packet.fds) != (2 if pty else 1):
             packets.close_all(packet.fds)
             raise _gone(": it sent the wrong descriptors")
-        return Pod(packet.body, socket.socket(fileno=packet.fds[0]), packet.fds[1] if pty else -1)
+        return Pod(packet.body, socket(fileno=packet.fds[0]), packet.fds[1] if pty else -1)
 
-    def attach_approver(self) -> socket.socket:
+    def attach_approver(self) -> ApproverSocket:
         """A channel to the authority with the approver's role."""
+        import socket  # weight: only where somebody answers
+
         packet = self.call("attach_approver")
         if len(packet.fds) != 1:
             packets.close_all(packet.fds)
@@ -121,13 +124,14 @@ class Pod:
     where the pod is served.
     """
 
-    def __init__(self, answer: dict[str, Any], gate: socket.socket, pty: int) -> None:
+    def __init__(self, answer: dict[str, Any], gate: socket, pty: int) -> None:
         isolation, limit = answer.get("isolation"), answer.get("budget_limit")
         self.name = str(answer.get("pod", ""))
         self.isolation: dict[str, Any] = isolation if isinstance(isolation, dict) else {}
         self.budget_limit = limit if type(limit) is int else 0
         self.gate_id = str(answer.get("gate_id", ""))
         self.workload = str(answer.get("workload", ""))
+        self.set_aside: list[str] = []
         self.gate = gate
         self.pty = pty
 

@@ -9,29 +9,41 @@ Does not: authenticate. Who holds the other end is the caller's business (DESIGN
 
 from __future__ import annotations
 
-import array
-import json
 import os
-import socket
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+import sys
+
+# The half of `socket` that is C: the other half (enum, selectors) and json would be 11 of the launcher's 24 ms.
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SO_SNDBUF, SOL_SOCKET
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError, by_code
+from nucleus.sdk import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from _socket import socket as Channel  # socket.socket is one
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
 PACKET_BYTES = 262_144  # one packet, JSON text
 MAX_FDS = 16  # descriptors of one packet
-_INT = array.array("i").itemsize
+_INT = 4  # bytes of a descriptor in a control message: a C int on every Linux
 
 
-class Packet(NamedTuple):
+class Packet:
     """One message: a JSON object and the descriptors that came with it (the receiver owns them)."""
 
-    body: dict[str, Any]
-    fds: list[int]
+    __slots__ = ("body", "fds")
+
+    def __init__(self, body: dict[str, Any], fds: list[int]) -> None:
+        self.body = body
+        self.fds = fds
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected seqpacket sockets, both close-on-exec."""
+    import socket  # weight: launchers make none
+
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     for end in (ours, theirs):
         enlarge(end)
@@ -40,29 +52,31 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def stream_pair() -> tuple[socket.socket, socket.socket]:
     """Two connected stream sockets, both close-on-exec: the channels that carry `nucleus.frames`."""
+    import socket  # weight: launchers make none
+
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
 
 
-def enlarge(channel: socket.socket) -> None:
+def enlarge(channel: Channel) -> None:
     """Make the send buffer hold one whole packet (the kernel refuses a longer seqpacket with EMSGSIZE)."""
-    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_BYTES)
+    channel.setsockopt(SOL_SOCKET, SO_SNDBUF, 2 * PACKET_BYTES)
 
 
-def send_packet(channel: socket.socket, body: dict[str, Any], fds: Sequence[int] = ()) -> None:
+def send_packet(channel: Channel, body: dict[str, Any], fds: Sequence[int] = ()) -> None:
     """Send one packet; the descriptors stay the caller's to close.
 
     Raises:
         InvalidError: the packet or the number of descriptors is over its bound.
         OSError: the other end is gone (BrokenPipeError, ConnectionResetError) or does not read (BlockingIOError).
     """
-    data = json.dumps(body, separators=(",", ":")).encode("ascii")
+    data = jsontext.dumps(body).encode("ascii")
     if len(data) > PACKET_BYTES or len(fds) > MAX_FDS:
         raise InvalidError(f"packet of {len(data)} bytes and {len(fds)} descriptors", rule="packets.bounds")
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
-    channel.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+    ancillary = [(SOL_SOCKET, SCM_RIGHTS, b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds))] if fds else []
+    channel.sendmsg([data], ancillary, MSG_NOSIGNAL)
 
 
-def recv_packet(channel: socket.socket, *, max_fds: int = MAX_FDS) -> Packet | None:
+def recv_packet(channel: Channel, *, max_fds: int = MAX_FDS) -> Packet | None:
     """Receive one packet; None at the end of the channel.
 
     Args:
@@ -72,15 +86,15 @@ def recv_packet(channel: socket.socket, *, max_fds: int = MAX_FDS) -> Packet | N
     Raises:
         InvalidError: cut, oversize, not a JSON object, or with descriptors that nobody expects.
     """
-    space = socket.CMSG_SPACE(MAX_FDS * _INT)
+    space = CMSG_SPACE(MAX_FDS * _INT)
     try:
-        data, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, space, MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         # It closed without having read all of ours. The error is told once; its last words come after it.
-        data, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, space, MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
     try:
-        if not data and not fds and not flags & socket.MSG_TRUNC:
+        if not data and not fds and not flags & MSG_TRUNC:
             return None
         return Packet(_parse(data, flags, len(fds), max_fds), fds)
     except InvalidError:
@@ -123,20 +137,21 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
+    fds: list[int] = []
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % _INT])
-    return list(fds)
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            whole = len(data) - len(data) % _INT
+            fds += [int.from_bytes(data[at : at + _INT], sys.byteorder) for at in range(0, whole, _INT)]
+    return fds
 
 
 def _parse(data: bytes, flags: int, fd_count: int, max_fds: int) -> dict[str, Any]:
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & (MSG_TRUNC | MSG_CTRUNC):
         raise InvalidError("a packet was cut", rule="packets.truncated")
     if fd_count > max_fds:
         raise InvalidError(f"{fd_count} descriptors where at most {max_fds} are expected", rule="packets.fds")
     try:
-        body = json.loads(data)
+        body = jsontext.loads(data)
     except (ValueError, RecursionError) as error:
         raise InvalidError("a packet is not JSON", rule="packets.json") from error
     if not isinstance(body, dict):

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import stat
 import sys
 import time
+
+# Not `socket`: its imports (enum, selectors) are on the path of every launcher.
+from _socket import AF_UNIX, SO_PEERCRED, SO_SNDBUF, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
 
 from nucleus.errors import SandboxError
 
@@ -162,7 +164,7 @@ def take_slot(runtime: str) -> Slot:
     raise SandboxError(f"all {SLOTS} slots are taken", rule="pod.slots")
 
 
-def open_builder(use_helper: bool = True) -> socket.socket:
+def open_builder(use_helper: bool = True) -> socket:
     """A channel to a builder: the resident helper, started when there is none, or a private one.
 
     Raises:
@@ -171,9 +173,9 @@ def open_builder(use_helper: bool = True) -> socket.socket:
     return (connect_helper() or start_helper()) if use_helper else private_builder()
 
 
-def connect_helper() -> socket.socket | None:
+def connect_helper() -> socket | None:
     """A channel to the helper that runs, or None."""
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    channel = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     try:
         channel.connect(os.path.join(runtime_dir(), "helper.sock"))
         _check_owner(channel)
@@ -187,7 +189,7 @@ def connect_helper() -> socket.socket | None:
     return channel
 
 
-def start_helper() -> socket.socket:
+def start_helper() -> socket:
     """Start the resident helper and connect.
 
     Raises:
@@ -219,7 +221,7 @@ def start_helper() -> socket.socket:
     )
 
 
-def private_builder() -> socket.socket:
+def private_builder() -> socket:
     """Start a builder of our own over a socketpair; it ends when the channel closes.
 
     A resident helper owns the state directory: an idle one is stopped first, it starts again when it is needed.
@@ -228,7 +230,7 @@ def private_builder() -> socket.socket:
         SandboxError: rule ``helper.busy``: it has pods.
     """
     _retire_helper()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     _enlarge(ours)
     try:
         _spawn(["--private", "--state", state_dir(), "--runtime", runtime_dir()], theirs.fileno(), detach=False)
@@ -247,22 +249,23 @@ def _retire_helper() -> None:
     channel = connect_helper()
     if channel is None:
         return
-    with channel:
+    try:
         channel.settimeout(START_SECONDS)
-        try:
-            send_packet(channel, {"id": 1, "op": "status"})
-            answer = recv_packet(channel)
-            if answer is not None and checked(answer.body).get("pods"):
-                raise SandboxError(
-                    "the resident helper has running pods",
-                    rule="helper.busy",
-                    next_step="Wait for them, or run without --no-helper.",
-                )
-            send_packet(channel, {"id": 2, "op": "stop"})
-            while recv_packet(channel) is not None:
-                pass
-        except OSError:
-            return  # it ended under us, which is what we want
+        send_packet(channel, {"id": 1, "op": "status"})
+        answer = recv_packet(channel)
+        if answer is not None and checked(answer.body).get("pods"):
+            raise SandboxError(
+                "the resident helper has running pods",
+                rule="helper.busy",
+                next_step="Wait for them, or run without --no-helper.",
+            )
+        send_packet(channel, {"id": 2, "op": "stop"})
+        while recv_packet(channel) is not None:
+            pass
+    except OSError:
+        return  # it ended under us, which is what we want
+    finally:
+        channel.close()
 
 
 def _spawn(arguments: list[str], channel: int, *, detach: bool) -> None:
@@ -290,17 +293,15 @@ def _spawn(arguments: list[str], channel: int, *, detach: bool) -> None:
     os.waitpid(pid, 0)
 
 
-def _check_owner(channel: socket.socket) -> None:
+def _check_owner(channel: socket) -> None:
     """The helper is root's or ours; anybody else's is refused before it hears a word."""
-    import struct
-
-    _, uid, _ = struct.unpack("=iII", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    uid = int.from_bytes(channel.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], sys.byteorder)  # struct ucred
     if uid not in (0, os.geteuid()):
         raise SandboxError(f"the helper belongs to uid {uid}", rule="helper.owner")
 
 
-def _enlarge(channel: socket.socket) -> None:
-    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 524_288)
+def _enlarge(channel: socket) -> None:
+    channel.setsockopt(SOL_SOCKET, SO_SNDBUF, 524_288)
 
 
 def _absolute(path: str, what: str) -> str:

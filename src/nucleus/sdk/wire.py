@@ -3,17 +3,17 @@
 frame = u32 total | u32 header length | header (UTF-8 JSON object) | body     (big endian; total counts what follows it)
 
 Promises: byte for byte what `nucleus.frames` speaks (a test compares the two); sizes are checked before anything is
-buffered or parsed. Imports json alone: the launcher's latency and the pod's bare interpreter both depend on it.
+buffered or parsed. Imports next to nothing: the launcher's latency and the pod's bare interpreter both depend on it.
 Does not: authenticate, or survive a malformed frame (`ValueError`: close the channel).
 """
 
 from __future__ import annotations
 
-import json
+from nucleus.sdk import jsontext
 
 TYPE_CHECKING = False  # what mypy reads as true; importing typing would cost more than this module
 if TYPE_CHECKING:
-    from socket import socket
+    from _socket import socket  # socket.socket is one
     from typing import Any
 
 MAX_FRAME = 16_777_216  # bytes; nucleus.limits.LIMITS.request_bytes
@@ -22,7 +22,7 @@ _CHUNK = 262_144
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
     """Return the frame's bytes. Raises ValueError when it would exceed `MAX_FRAME`."""
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+    head = jsontext.dumps(header, ascii_only=False).encode("utf-8", "surrogateescape")
     total = 4 + len(head) + len(body)
     if total > MAX_FRAME:
         raise ValueError(f"frame of {total} bytes, limit {MAX_FRAME}")
@@ -56,7 +56,7 @@ class Reader:
         raw, body = bytes(buffer[8 : 8 + head_length]), bytes(buffer[8 + head_length : 4 + total])
         del buffer[: 4 + total]
         try:
-            header = json.loads(raw)
+            header = jsontext.loads(raw)
         except RecursionError as error:
             raise ValueError("frame header nests too deeply") from error
         if not isinstance(header, dict):
