@@ -24,6 +24,7 @@ CHECKPOINT_RECORDS = 4_096  # at most so many have to be read again after a cras
 IDLE_S = 0.2  # without work for so long, a checkpoint is due
 MAX_APPROVERS = 64
 TEXT_BYTES = 256  # one text of register_pod
+REASON_BYTES = 8_192  # why a pod ended, and what was set aside
 FACTS_BYTES = 4_096  # its isolation, as JSON
 
 
@@ -165,7 +166,7 @@ class Loop:
             case "attach":
                 return self._attach(body, packet.fds)
             case "close_pod":
-                self._close_pod(fields.pod(body), fields.text(body, "reason", TEXT_BYTES, default=""))
+                self._close_pod(fields.pod(body), fields.text(body, "reason", REASON_BYTES, default=""))
                 return {}
         raise InvalidError("unknown order of the builder", rule="packets.op")
 

@@ -34,6 +34,7 @@ class Summary:
     records: int = 0
     unreadable: int = 0
     problem: str = ""
+    set_aside: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -50,6 +51,7 @@ class Summary:
             rows.append(f"audit: {self.records} records in {self.log}")
             if self.unreadable:
                 rows.append(f"audit: {self.unreadable} lines are no records; run `nucleus audit verify`")
+        rows += [f"workspace: {line}" for line in self.set_aside]
         rows.append(isolation_line(self.isolation))
         if self.unmediated:
             rows.append("advisory: --share-workspace: what the agent's own tools read is not in the log")

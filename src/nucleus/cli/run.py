@@ -89,6 +89,7 @@ def main(argv: list[str]) -> int:
             os.close(workspace)
     summary = report.summarize(state_dir(), offset, pod.name)
     summary.isolation, summary.exit_code, summary.budget = pod.isolation, code, pod.budget_limit
+    summary.set_aside = pod.set_aside
     summary.unmediated = options["share-workspace"]
     _print(summary, options["json"])
     return code
@@ -106,7 +107,7 @@ def _print(summary: report.Summary, as_json: bool) -> None:
 def _close(launcher: Launcher, pod: Pod) -> None:
     """End the pod, and wait: its last record has to be in the log before we count."""
     try:
-        launcher.call("close_pod", pod=pod.name)
+        pod.set_aside = [str(line) for line in launcher.call("close_pod", pod=pod.name).body.get("set_aside", [])]
     except NucleusError:
         pass  # it is gone already; the log says how
     pod.close()

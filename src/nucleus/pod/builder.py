@@ -257,7 +257,7 @@ class Launcher:
             raise InvalidError("no such pod of yours", rule="builder.pod")
         await self._builder.pods.destroy(pod, "closed")
         self._pods.pop(pod.name, None)
-        return {}, []
+        return {"set_aside": pod.aftermath}, []
 
     async def _stop(self, _: dict[str, Any], __: list[int]) -> tuple[dict[str, Any], list[int]]:
         self._builder.loop.soon(lambda: self._builder.stop("stopped"))

@@ -18,6 +18,7 @@ EXTENSIONS = frozenset({"objectformat", "refstorage"})  # without them git misre
 LIMIT = 1_048_576  # bytes of a config that is read at all
 _SECTION = re.compile(r'\[\s*([A-Za-z0-9.-]+)(?:\s+"((?:[^"\\\n]|\\.)*)")?\s*\](.*)')
 _ENTRY = re.compile(r"([A-Za-z][A-Za-z0-9-]*)\s*(?:=\s*(.*))?")
+_PLAIN = re.compile(r"\t([a-z]+) = [a-z0-9]+")
 _REMOTE_URL = re.compile(r"(https?|ssh|git)://(?:[^/@\s]*@)?([^\s]*)")
 _SCP_URL = re.compile(r"(?:[A-Za-z0-9._-]+@)?([A-Za-z0-9.-]+):(?!:)([^\s:][^\s]*)")
 
@@ -35,6 +36,20 @@ def sanitize(text: str) -> str:
             last = (section, subsection)
         lines.append(f'\t{key} = "{_escape(kept)}"')
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def is_plain(text: str) -> bool:
+    """Whether this is no more than what ``git init`` writes: core keys of ours with one-word values, line by line.
+
+    Deliberately not `sanitize(text) == text`: what our parser and git's read differently must not pass as harmless.
+    """
+    lines = text.splitlines()
+    return bool(lines) and lines[0] == "[core]" and all(_plain_entry(line) for line in lines[1:])
+
+
+def _plain_entry(line: str) -> bool:
+    match = _PLAIN.fullmatch(line)
+    return match is not None and match[1] in CORE
 
 
 def _kept(section: str, subsection: str | None, key: str, value: str) -> str | None:

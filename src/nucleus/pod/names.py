@@ -8,8 +8,8 @@ Promises, for the view that it is given, before anything untrusted runs in it:
     and `config.worktree` are sanitized copies; a `.git` file (a linked worktree: it points out of the workspace) and
     a `.git` with a `commondir` are covered, with a note that says so.
 Relies on: `open_beneath` for every name it touches; `matcher` for the globs.
-Does not: cover names that appear later (the gate decides those by name; a command can still make them), a second hard
-link to a blocked file, or what a symlink is called (its target has a name of its own).
+Does not: cover names that appear later (the gate decides those by name; what a command makes, `aftermath` sets aside),
+a second hard link to a blocked file, or what a symlink is called (its target has a name of its own).
 The walk is bounded: a workspace of more than `WALK_ENTRIES` names fails closed when the policy blocks or protects any.
 """
 
@@ -67,9 +67,10 @@ def matcher(globs: list[str]) -> Match:
 
 @dataclass(slots=True)
 class Applied:
-    """What was done: placeholders to remove when the pod ends (relative paths), and notes for the person."""
+    """What was done: placeholders to remove when the pod ends and what was there (paths), notes for the person."""
 
     placeholders: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)  # protected names that were there (for `aftermath`)
     notes: list[str] = field(default_factory=list)
     mounts: int = 0
 
@@ -105,6 +106,7 @@ class Workspace:
             SandboxError: rule ``pod.workspace``: the workspace is too large to look through.
         """
         found = self._walk(blocked, protected)
+        self.applied.known = [*found.guarded, *(path for path, _ in found.git)]
         for path in found.guarded:
             self._read_only(path)
         for path, is_directory in found.git:

@@ -9,6 +9,7 @@ Does not: know the gate or the authority (nucleus.pod.pods brings them together)
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -19,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
-from nucleus.pod import cgroups
+from nucleus.pod import aftermath, cgroups
 from nucleus.pod.backend import Facts, Plan, Started
 from nucleus.pod.children import Peer
 from nucleus.pod.loop import Future, Loop
@@ -30,6 +31,7 @@ from nucleus.pod.spec import refuse_wide
 
 STEP_SECONDS = 15.0  # a compartment's way from fork to ready
 KILL_SECONDS = 5.0  # from SIGKILL to gone
+AFTERMATH_SECONDS = 10.0  # for the look at what commands left
 PREPARE_SECONDS = 0.05  # after a pod was made, before the next one is prepared for
 MAPPINGS = 64  # user namespaces kept for idmapped mounts
 OnExit = Callable[[str, dict[str, Any]], None]
@@ -163,6 +165,9 @@ class NamespacesBox:
         self.listener: int | None = None
         self.compartments: dict[str, Compartment] = {}
         self.placeholders: list[str] = []
+        self.protect: list[str] = []
+        self.known: frozenset[str] | None = None
+        self.aftermath: list[str] = []
         self.steps: dict[str, Any] = {}
         self.netns = -1
 
@@ -371,10 +376,14 @@ class Namespaces:
             if kind == "agent":
                 await registered
             made.go(block, protect)
+            box.protect = protect
             said = await self._loop.within(STEP_SECONDS, made.ready, f"the {kind} compartment")
             placeholders, notes = said.get("placeholders", []), said.get("notes", [])
             box.placeholders += [str(path) for path in placeholders]
             started.notes += [str(note) for note in notes]
+            if kind == "work":
+                known = said.get("known")
+                box.known = None if known is None else frozenset(str(path) for path in known)
             started.steps[kind] = said.get("steps", {})
             if kind == "agent":
                 started.pty, made.pty = made.pty, None
@@ -399,10 +408,37 @@ class Namespaces:
         for made in box.compartments.values():
             made.group = None
         remove_placeholders(box.plan.workspace, box.placeholders)
+        box.aftermath = await self._aftermath(box)
         for fd in (box.netns, box.listener if box.listener is not None else -1):
             if fd >= 0:
                 os.close(fd)
         box.netns, box.listener = -1, None
+
+    async def _aftermath(self, box: NamespacesBox) -> list[str]:
+        """What commands left that would run on the host, set aside by a child as the workspace's owner."""
+        if "work" not in box.compartments or not box.protect:
+            return []
+        if box.known is None:
+            return ["there were too many protected names to look for new ones"]
+        read, write = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            aftermath.look(box.plan.workspace, box.protect, box.known, write)
+        os.close(write)
+        said: Future[None] = Future()
+        self._loop.on_readable(read, lambda: said.set(None))
+        try:
+            await self._loop.within(AFTERMATH_SECONDS, said, "the look at what is left")
+            lines = json.loads(os.read(read, 262_144) or b'["the workspace could not be looked through"]')
+            return [str(line) for line in lines]
+        except (SandboxError, ValueError) as error:
+            return [f"the workspace could not be looked through: {error}"]
+        finally:
+            self._loop.forget(read)
+            os.close(read)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)  # noqa: ASYNC222 -- it has just been killed
 
     def _toolchain(self, path: str) -> tuple[str, str]:
         """(canonical, as named), refused when it is too wide or shows what is ours.

@@ -37,6 +37,7 @@ from nucleus.pod.spec import PodSpec
 ANSWER_SECONDS = 15.0
 DRAIN_SECONDS = 4.0  # from the end of its channels to the gate's exit; then SIGKILL
 TRUST_DOMAIN = "nucleus.local"
+REASON_CHARACTERS = 1_000  # of why a pod ended, for the log
 Notify = Callable[[dict[str, Any]], None]
 
 
@@ -58,6 +59,7 @@ class Pod:
     registered: bool = False
     started: bool = False
     destroying: Future[None] | None = None
+    aftermath: list[str] = field(default_factory=list)
     steps: dict[str, Any] = field(default_factory=dict)
 
 
@@ -267,7 +269,9 @@ class Pods:
     async def _destroy(self, pod: Pod, reason: str) -> None:
         if pod.making is not None:
             with suppress(Exception):  # it could not be made, and undid itself; the rest must go on
-                await self.backend.destroy(await pod.making)
+                box = await pod.making
+                await self.backend.destroy(box)
+                pod.aftermath = box.aftermath
         # The gate drains by itself once the hands' channel is gone: it settles and records what was running.
         if pod.gate_pidfd >= 0:
             with suppress(SandboxError):
@@ -282,6 +286,7 @@ class Pods:
             pod.gate_pidfd = -1
         if pod.registered:
             with suppress(NucleusError):
+                reason = "; ".join([reason, *pod.aftermath])[:REASON_CHARACTERS]
                 closing = self._authority.call("close_pod", pod=pod.name, reason=reason)
                 await self._loop.within(ANSWER_SECONDS, closing, "the authority")
         close_all([pod.plan.workspace, *pod.plan.stdio])
