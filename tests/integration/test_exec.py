@@ -117,3 +117,12 @@ def test_without_the_helper_it_works_the_same(site: Site) -> None:
     site.cli("helper", "stop")
     done = site.cli("--no-helper", "exec", "--profile", "codegen", "--workdir", str(site.workspace), "--", "true")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_shared_workspace_is_on_record_as_unmediated(site: Site) -> None:
+    site.write("a.txt", "hello")
+    flags = ("run", "--profile", "codegen", "--share-workspace", "--workdir", str(site.workspace))
+    done = site.cli(*flags, "--", "cat", "/workspace/a.txt")
+    assert done.stdout == "hello", done.stderr
+    started = [r for r in site.records() if r["event"] == "pod.start"][-1]
+    assert started["context"]["isolation"]["unmediated"] is True

@@ -216,7 +216,8 @@ class Pods:
                 namespace=pod.spec.namespace,
                 policy_digest=facts["policy_digest"],
                 policy_name=facts["policy_name"],
-                isolation=self.backend.facts().as_dict(),
+                # What the agent's own tools read of a shared workspace is on no record but this one.
+                isolation=self.backend.facts().as_dict() | ({"unmediated": True} if pod.spec.share_workspace else {}),
                 trusted_workspace=pod.spec.trust_workspace,
             ),
             self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
