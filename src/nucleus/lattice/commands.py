@@ -19,6 +19,7 @@ from nucleus.validate.paths import collapse
 _DEPTH = 8
 _SEPARATORS = str.maketrans(dict.fromkeys(";&|()<>$`\"'{}\n\r\t=!\\", " "))
 _SCANNED_WORDS = 400
+_GIT_LONG = tuple(sorted(name for name in t.GIT_SUBCOMMAND_ESCAPES if name.startswith("--")))
 _KNOWN = t.ORDINARY | t.INTERPRETERS | t.SHELLS | t.NETWORK | t.OPAQUE_WRAPPERS.keys() | t.TRANSPARENT.keys() | {"env"}
 
 
@@ -141,6 +142,9 @@ def _unwrap(command: Command, args: list[str], values: frozenset[str], operands:
         if args[at] == "--":
             at += 1
             break
+        if not _clear(args[at], values):
+            command.flags.append("a wrapper with options that can be read in two ways")
+            _scan_shell(command, " ".join(args), cwd)
         at += 2 if args[at] in values else 1
     at += operands
     if at >= len(args):
@@ -149,6 +153,14 @@ def _unwrap(command: Command, args: list[str], values: frozenset[str], operands:
         # Perhaps an option that we read wrongly (`timeout -vs KILL 5 git push`): deny by any of the words.
         _scan_shell(command, " ".join(args), cwd)
     _analyse(command, args[at:], cwd, depth + 1)
+
+
+def _clear(word: str, values: frozenset[str]) -> bool:
+    """Is a wrapper's option read as the wrapper reads it? Abbreviations (`--out f`) and bundles (`-ao f`) are not."""
+    if word.startswith("--"):
+        name, equals, _ = word.partition("=")
+        return name in values or (not equals and name in t.PLAIN_WRAPPER_OPTIONS)
+    return len(word) == 2 or word[:2] in values or word[1:].isdigit()
 
 
 def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
@@ -171,8 +183,8 @@ def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
             at += 1
             break
         elif word.startswith("-"):
-            if len(word) > 2 and word[1] not in "-uC":
-                command.flags.append("env with combined options")
+            if word not in t.PLAIN_ENV_OPTIONS and not word.startswith(("-u", "--unset=")):
+                command.flags.append("env with options that can be read in two ways")
                 _scan_shell(command, " ".join(args[at:]), cwd)
             at += 1
         elif "=" in word:
@@ -190,8 +202,8 @@ def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
 def _shell(command: Command, program: str, args: list[str], cwd: str, depth: int) -> None:
     """A shell string cannot be decided by its words: it asks, and is scanned to deny what it names."""
     string = any(word.startswith("-") and not word.startswith("--") and "c" in word for word in args)
-    script = next((word for word in args if not word.startswith("-")), "")
-    if string or not script or program == "busybox":
+    script, from_input = _script(args)
+    if string or from_input or not script or program == "busybox":
         command.flags.append(f"{program} runs a string or its input")
         if program == "busybox" and args:
             _analyse(command, args, cwd, depth + 1)
@@ -199,6 +211,17 @@ def _shell(command: Command, program: str, args: list[str], cwd: str, depth: int
         command.runs_code = program
     _scan_shell(command, " ".join(args) if string else "", cwd)
     _words(command, program, args, cwd)
+
+
+def _script(args: list[str]) -> tuple[str, bool]:
+    """(the script's name, is it read from the shell's input or given by a long option all the same)."""
+    at = 0
+    while at < len(args) and args[at].startswith(("-", "+")):
+        if args[at].startswith("--comm") or (not args[at].startswith("--") and "s" in args[at]):
+            return "", True
+        at += 2 if args[at] in ("-o", "+o", "-O", "+O", "--rcfile", "--init-file") else 1
+    script = args[at] if at < len(args) else ""
+    return script, script.startswith(("/dev/", "/proc/"))
 
 
 def _scan_shell(command: Command, text: str, cwd: str) -> None:
@@ -245,41 +268,77 @@ def _options(command: Command, program: str, args: list[str], cwd: str, depth: i
         command.flags.append(f"{program} can run other commands")
     for word in args:
         for option in t.ESCAPE_OPTIONS.get(program, ()):
-            glued = len(option) == 2 and option[0] == "-" and word.startswith(option)
-            if word == option or word.startswith(f"{option}=") or glued or (option[0] != "-" and option in word):
+            if _is_option(word, option, program):
                 command.flags.append(f"{program} {option} runs or removes more than it says")
+    if args and args[0] in t.EXEC_SUBCOMMANDS.get(program, frozenset()):
+        command.flags.append(f"{program} {args[0]} runs another command")
+        _scan_shell(command, " ".join(args[1:]), cwd)
     if program in ("find", "fd"):
         for index, word in enumerate(args):
             if word in ("-exec", "-execdir", "-ok", "-okdir", "-x", "-X", "--exec", "--exec-batch"):
                 _analyse(command, args[index + 1 :], cwd, depth + 1)
-    if program == "sed" and _sed_escapes(args):
+    if program == "sed" and _sed(args)[0]:
         command.flags.append("sed can run a command or write a file here")
-    if program in ("awk", "gawk", "mawk", "nawk") and any(
-        mark in word for word in args for mark in ("system", "|", "getline", ">", "-f", "@load", "-l", "-i")
-    ):
+    if program in ("awk", "gawk", "mawk", "nawk") and any(map(_awk_escapes, args)):
         command.flags.append("awk can run a command or write a file here")
-    if program == "tar" and any(word.startswith("-") and not word.startswith("--") and "I" in word for word in args):
-        command.flags.append("tar -I runs a program")
+    if program == "tar" and args and args[0].isalpha() and set("IFP") & set(args[0]):
+        command.flags.append("tar with I, F or P in its old-style options")
 
 
-def _sed_escapes(args: list[str]) -> bool:
-    """Is there a script that is not plainly editing (`e`, `w`, `r`, labels, files of commands)?"""
-    scripts, operands, expects = [], [], False
-    for word in args:
-        if expects:
-            scripts.append(word)
-            expects = False
-        elif word.startswith("--expression="):
-            scripts.append(word.partition("=")[2])
-        elif word.startswith(("-f", "--file")) or (word.startswith("-") and word[1:2] != "-" and "f" in word):
-            return True
-        elif word == "--expression" or (word.startswith("-") and word[1:2] != "-" and word.endswith("e")):
-            expects = True
-        elif word.startswith("-e"):
-            scripts.append(word[2:])
-        elif not word.startswith("-"):
+def _is_option(word: str, option: str, program: str) -> bool:
+    """Is `word` this option: itself, with a value, glued, abbreviated (`--to-com`), or in a bundle (`-xIf`)?"""
+    if option[0] != "-":
+        return option in word
+    name = word.partition("=")[0]
+    if name == option or (len(option) == 2 and word.startswith(option)):
+        return True
+    if len(name) > 3 and name.startswith("--") and option.startswith(name):
+        return True
+    bundle = program in t.BUNDLING and len(option) == 2 and word.startswith("-") and not word.startswith("--")
+    return bundle and option[1] in word
+
+
+def _awk_escapes(word: str) -> bool:
+    if word.startswith("-") and word not in ("-", "--") and not word.startswith(("-F", "-v")):
+        return True  # -f, -E, -i, -l, -W exec, and every long option
+    return any(mark in word for mark in ("system", "|", "getline", ">", "@"))
+
+
+def _sed(args: list[str]) -> tuple[bool, bool]:
+    """(is there a script that is not plainly editing, are files edited in place), options read as sed reads them."""
+    scripts: list[str] = []
+    operands: list[str] = []
+    escapes = in_place = False
+    at = 0
+    while at < len(args):
+        word, at = args[at], at + 1
+        if word == "--":
+            operands += args[at:]
+            break
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            if name in ("--expression", "--line-length"):
+                value, at = (value, at) if equals else ("".join(args[at : at + 1]), at + 1)
+                scripts += [value] if name == "--expression" else []
+            elif name == "--in-place":
+                in_place = True
+            elif name not in t.PLAIN_SED_OPTIONS:
+                escapes = in_place = True  # --file, an abbreviation, or unknown
+        elif word.startswith("-") and word != "-":
+            for index, letter in enumerate(word[1:], 2):
+                if letter in "efl":
+                    value, at = (word[index:], at) if word[index:] else ("".join(args[at : at + 1]), at + 1)
+                    scripts += [value] if letter == "e" else []
+                    escapes |= letter == "f"
+                    break
+                in_place |= letter == "i"
+                if letter == "i":
+                    break
+        else:
             operands.append(word)
-    return not all(_plain_sed(script) for script in (scripts or operands[:1]))
+    if not scripts and not escapes:
+        scripts = operands[:1]
+    return escapes or not all(_plain_sed(script) for script in scripts), in_place
 
 
 def _plain_sed(script: str) -> bool:
@@ -326,13 +385,13 @@ def _needs(command: Command, program: str, args: list[str]) -> None:
             command.requires |= {"git_push", "web_fetch"}
     elif program in t.NETWORK or set(operands[:2]) & t.NETWORK_SUBCOMMANDS.get(program, frozenset()):
         command.requires.add("web_fetch")
-    if program in t.WRITERS or (program == "sed" and any(w.startswith(("-i", "--in-place")) for w in args)):
+    if program in t.WRITERS or (program == "sed" and _sed(args)[1]):
         command.requires.add("write_files")
 
 
 def _words(command: Command, program: str, args: list[str], cwd: str) -> None:
     """Which paths and URLs do the words name?"""
-    writes = program in t.WRITERS or (program == "sed" and any(w.startswith(("-i", "--in-place")) for w in args))
+    writes = program in t.WRITERS or (program == "sed" and _sed(args)[1])
     expression = program in t.EXPRESSION_FIRST and not any(w in ("-e", "-f", "--regexp", "--file") for w in args)
     for index, word in enumerate(args):
         if not word.startswith("-") and expression:
@@ -392,8 +451,12 @@ def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
             cwd = inside or cwd
             if inside is None:
                 command.flags.append("git -C leads out of the workspace")
-        elif len(option) > 2 and option.startswith(("-c", "-C")) and not option.startswith("--"):
-            command.flags.append("git with glued options")
+        elif option not in t.GIT_ESCAPES | t.GIT_VALUE_OPTIONS | t.GIT_PLAIN_OPTIONS:
+            # Perhaps one that takes a value (`--shallow-file f push`): deny by any of the words.
+            command.flags.append("git with options that we do not know")
+            for place, word in enumerate(args[at + 1 : at + 12], at + 1):
+                command.layers.append(Layer("git", tuple(args[place:])))
+                _git_subcommand(command, word, args[place + 1 :])
         _note_value(command, value, cwd)
         at += 2 if option in t.GIT_VALUE_OPTIONS and not equals else 1
     sub = args[at] if at < len(args) else ""
@@ -404,7 +467,11 @@ def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
     if not plainly:
         command.layers.append(Layer("git", (sub, *rest)))
     _git_subcommand(command, sub, rest)
-    _words(command, "git", _git_words(sub, rest), cwd)
+    words = _git_words(sub, rest)
+    _words(command, "git", words, cwd)
+    for word in words:
+        if ":" in word:  # `REV:path` and `:/path` start at the root, wherever git runs
+            _note_value(command, word.rpartition(":")[2].rpartition(")")[2].lstrip("/!^"), ".")
     if sub in ("rm", "mv", "checkout", "restore", "clean", "init"):
         command.requires.add("write_files")
         command.written += [path for path in command.paths if path not in command.written]
@@ -441,7 +508,10 @@ def _git_subcommand(command: Command, sub: str, rest: list[str]) -> None:
         command.requires.add("web_fetch")
     for word in rest:
         option = word.partition("=")[0]
-        if option in t.GIT_SUBCOMMAND_ESCAPES or (sub == "grep" and word.startswith("-O")):
+        # git takes abbreviations (`--ex`), values that are glued (`-xcmd`) and bundles (`-nOsh`).
+        short = len(option) > 2 and option.startswith("--") and any(e.startswith(option) for e in _GIT_LONG)
+        bundle = word[:1] == "-" and word[:2] not in ("--", "-e") and t.GIT_BUNDLED.get(sub, "\0") in word
+        if option in t.GIT_SUBCOMMAND_ESCAPES or short or bundle:
             command.flags.append(f"git {sub} {option} can run a program or write elsewhere")
     known = sub in t.GIT_UNATTENDED or sub in t.GIT_COMMITS or sub in t.GIT_NETWORK or sub in t.GIT_PUSHES
     if sub and not known:

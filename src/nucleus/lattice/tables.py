@@ -125,6 +125,25 @@ OPAQUE_WRAPPERS: dict[str, tuple[frozenset[str], int]] = {
     "systemd-run": (_words("-p -u"), 0),
 }  # fmt: skip
 
+# Long options of the wrappers above that take no value. All others, abbreviations too, can be read in two ways.
+PLAIN_WRAPPER_OPTIONS = _words(
+    "--foreground --preserve-status --verbose --fork --wait --ctty --append --portability --quiet --fifo --rr --other "
+    "--batch --idle --reset-on-fork --all-tasks --cpu-list --ignore --help --version"
+)
+PLAIN_ENV_OPTIONS = _words("- -i -0 -v --ignore-environment --null --debug --help --version")
+PLAIN_SED_OPTIONS = _words(
+    "--quiet --silent --debug --follow-symlinks --null-data --zero-terminated --posix --regexp-extended --separate "
+    "--unbuffered --sandbox --help --version"
+)
+
+# Subcommands whose words are another command.
+EXEC_SUBCOMMANDS: dict[str, frozenset[str]] = {
+    "cmake": _words("-E"), "npm": _words("exec x explore"), "pnpm": _words("exec dlx"), "yarn": _words("exec dlx"),
+}  # fmt: skip
+
+# Programs that take their short options in bundles (`-xIf`) and have escapes among them.
+BUNDLING = _words("tar zip make gmake fd curl")
+
 # Programs that can run another one by a feature of their own: always a person's decision under low_risk.
 ESCAPING = _words(
     "vim vi nvim ex view emacs nano ed less more man gdb lldb screen tmux expect ssh-agent at batch crontab dbus-send "
@@ -171,6 +190,11 @@ GIT_VALUE_OPTIONS = _words(
     "-C -c --git-dir --work-tree --namespace --exec-path --config-env --super-prefix --attr-source"
 )
 GIT_ESCAPES = _words("-c --exec-path --config-env --git-dir --work-tree")
+GIT_PLAIN_OPTIONS = _words(
+    "-p --paginate -P --no-pager --no-replace-objects --bare --literal-pathspecs --glob-pathspecs --noglob-pathspecs "
+    "--icase-pathspecs --no-optional-locks --no-lazy-fetch --no-advice -v --version -h --help"
+)
+GIT_BUNDLED = {"rebase": "x", "clean": "x", "grep": "O"}  # one letter in a bundle of short options
 GIT_SUBCOMMAND_ESCAPES = _words(
     "--upload-pack --receive-pack --exec --ext-diff --textconv --open-files-in-pager -O --output --template "
     "--config -x --run --tool --extcmd --gpg-program --separate-git-dir --filters --remote"
