@@ -62,9 +62,8 @@ class Play:
 def test_the_whole_path_in_order() -> None:
     play = Play()
     reply = play.run()
-    assert play.names == [
-        "Authenticate", "Validate", "Decide", "Reserve", "Append:intent", "Execute", "Settle", "Append:outcome", "Reply",
-    ]  # fmt: skip
+    steps = "Authenticate Validate Decide Reserve Append:intent Execute Settle Append:outcome Reply"
+    assert play.names == steps.split()
     assert reply.status == "ok"
     assert reply.audit == 8
     assert reply.result == {"content": "hello"}

@@ -38,7 +38,10 @@ def test_memory_over_the_limit_is_killed(group: cgroups.Group) -> None:
 
 
 def test_a_fork_bomb_stops_at_the_limit(group: cgroups.Group) -> None:
-    code = "import os, signal\nn = 0\ntry:\n  while True:\n    if os.fork() == 0: signal.pause()\n    n += 1\nexcept OSError: print(n)"
+    code = (
+        "import os, signal\nn = 0\n"
+        "try:\n  while True:\n    if os.fork() == 0: signal.pause()\n    n += 1\nexcept OSError: print(n)"
+    )
     with subprocess.Popen(
         [sys.executable, "-I", "-c", "import sys; sys.stdin.readline()\n" + code],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
