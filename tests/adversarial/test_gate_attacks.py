@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from nucleus.approval.display import escape_lines
+from nucleus.approval.rules import DENIALS, PAUSE_NS, AskRules
+from nucleus.errors import ApprovalRequiredError
+from nucleus.gate.display import display_lines
 from nucleus.lattice import Context, decide, parse_policy
 from nucleus.model.decision import Decision, Verdict
-from nucleus.model.operation import Run
+from nucleus.model.operation import Edit, GitCommit, Run, Write
 from nucleus.validate import validate_operation
 
 QUIET = Context(now_ns=10, started_ns=5)
@@ -69,3 +73,43 @@ def test_files_are_edited_in_place_by_any_spelling() -> None:
     for argv in (["sed", "-Ei", "s/a/b/", "x"], ["sed", "--in-p", "s/a/b/", "x"], ["sed", "-i.bak", "s/a/b/", "x"]):
         found = decide(policy, validate_operation(Run(argv=tuple(argv))), QUIET)
         assert found.rule == "capabilities.write_files"
+
+
+def test_a_command_too_long_to_be_shown_is_not_put_to_a_person() -> None:
+    quiet = "x" * 4_000
+    shown = "\n".join(escape_lines(list(display_lines(Run(argv=("bash", "-c", f"true {quiet}; rm -rf x"))))))
+    assert "rm -rf x" in shown
+    for operation in (
+        Run(argv=("bash", "-c", "\u202e" * 4_000 + "; rm -rf x")),
+        Run(argv=("bash", "-s"), stdin="\n" * 100_000 + "rm -rf x"),
+        GitCommit(message="m", paths=tuple("p" * 200 + str(i) for i in range(500))),
+    ):
+        with pytest.raises(ApprovalRequiredError) as caught:
+            display_lines(operation)
+        assert caught.value.rule == "approval.display"
+
+
+def test_a_long_files_text_says_that_it_is_cut_and_shows_its_end() -> None:
+    lines = display_lines(Write(path="x", content="a" * 100_000 + "evil"))
+    assert any(line.startswith("content (NOT SHOWN WHOLE)") and line.endswith("evil") for line in lines)
+    assert any("NOT SHOWN WHOLE" in line for line in display_lines(Edit(path="x", old="a", new="b" * 5_000)))
+
+
+def test_a_person_is_not_worn_down_by_ever_new_words() -> None:
+    rules = AskRules()
+    for number in range(DENIALS):
+        assert rules.refusal(f"h{number}", number) == ""
+        rules.opened()
+        rules.closed(f"h{number}", number, denied=True)
+    assert "in a row" in rules.refusal("another", DENIALS + PAUSE_NS - 2)
+    assert rules.refusal("another", DENIALS + PAUSE_NS) == ""
+    rules.opened()
+    rules.closed("another", DENIALS + PAUSE_NS, denied=False)  # withdrawn: asking and leaving forgets nothing
+    rules.opened()
+    rules.closed("one more", DENIALS + PAUSE_NS, denied=True)
+    assert "in a row" in rules.refusal("third", DENIALS + 3 * PAUSE_NS - 1)
+    rules.opened()
+    rules.closed("fine", DENIALS + 4 * PAUSE_NS, denied=False, approved=True)
+    rules.opened()
+    rules.closed("no", DENIALS + 4 * PAUSE_NS, denied=True)
+    assert rules.refusal("next", DENIALS + 4 * PAUSE_NS) == ""

@@ -37,6 +37,14 @@ def _shown(c: str) -> str:
     return c
 
 
+def fits(lines: list[str]) -> bool:
+    """Whether `escape_lines` would show all of it. What a person cannot see whole is not theirs to approve."""
+    if len(lines) > MAX_LINES or any(len(line) > MAX_LINE for line in lines):
+        return False
+    sizes = [len(escape(line)) for line in lines]
+    return max(sizes, default=0) <= MAX_LINE and sum(sizes) <= MAX_TOTAL
+
+
 def escape_lines(lines: list[str]) -> list[str]:
     """The lines escaped and bounded; what is cut is said in the line's place."""
     shown: list[str] = []

@@ -233,7 +233,7 @@ class Desk:
         state = "approved" if yes else "denied"
         if not batch.writes().resolve_ask(request.request, state, approver, reason, batch.now_ns):
             raise AuditError("the ledger lost a request", rule="ledger.state")
-        self._drop(request, batch.mono_ns, denied=not yes)
+        self._drop(request, batch.mono_ns, denied=not yes, approved=yes)
 
         def then(error: NucleusError | None) -> None:
             body = {"verdict": verdict, "approver": approver, "reason": reason}
@@ -297,9 +297,9 @@ class Desk:
 
         batch.answer(None, 0, None, then=then)
 
-    def _drop(self, request: Request, mono_ns: int, *, denied: bool = False) -> None:
+    def _drop(self, request: Request, mono_ns: int, *, denied: bool = False, approved: bool = False) -> None:
         if self._waiting.pop(request.request, None) is not None and request.pod in self._rules:
-            self._rules[request.pod].closed(request.operation_hash, mono_ns, denied=denied)
+            self._rules[request.pod].closed(request.operation_hash, mono_ns, denied=denied, approved=approved)
 
     def _resolved(self, request: Request, verdict: str, approver: str) -> None:
         event = {"event": "resolved", "request": request.request, "verdict": verdict, "approver": approver}

@@ -20,7 +20,7 @@ import time
 from nucleus.cli.launcher import Launcher
 from nucleus.cli.main import printable
 from nucleus.cli.options import FLAG, ONE, invalid, parse
-from nucleus.cli.prompt import READING_S, open_terminal
+from nucleus.cli.prompt import READING_S, SWAPPED_S, open_terminal
 from nucleus.pod import runtime
 from nucleus.sdk import wire
 
@@ -197,6 +197,7 @@ class Watch:
         self._asked: dict[str, Any] | None = None
         self._typed = ""
         self._since = self._deadline = 0.0
+        self._reading = READING_S
 
     def run(self) -> int:
         """Until the authority, the terminal or the person ends it."""
@@ -248,7 +249,7 @@ class Watch:
             self._queue = [item for item in self._queue if item.get("request") != request]
             if self._asked is not None and self._asked.get("request") == request:
                 self._tell(f"\nno longer asked: {event.get('verdict')} {event.get('approver')}\n")
-                self._asked = None
+                self._asked, self._reading = None, SWAPPED_S
 
     def _question(self, request: dict[str, Any]) -> None:
         import termios
@@ -273,8 +274,9 @@ class Watch:
             data = b""
         if not data or data == b"\x04":
             return False  # 4
-        if self._asked is None or time.monotonic() - self._since < READING_S:  # 2
+        if self._asked is None or time.monotonic() - self._since < self._reading:  # 2
             return True
+        self._reading = READING_S
         for char in data.decode("utf-8", "replace"):
             if char in "\r\n":
                 self._decide(self._typed.strip().lower() in ("y", "yes"))  # 3

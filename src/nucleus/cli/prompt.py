@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 QUESTION = "allow this once? [y/N] "
 READING_S = 0.3  # an answer that comes sooner was meant for something else
+SWAPPED_S = 2.0  # the same where the question before was taken away: the hand may be on its way already
 _LINE = 1024  # bytes of an answer
 _QUEUE = 64  # requests of our pod that wait for the question before them
 
@@ -52,6 +53,7 @@ class Prompt:
         self._queue: list[dict[str, Any]] = []
         self._asking: dict[str, Any] | None = None
         self._since = 0.0
+        self._reading = READING_S
         self._number = 1
         self._present = False
 
@@ -122,6 +124,7 @@ class Prompt:
             if self._asking is not None and self._asking.get("request") == request:
                 self._say(f"\nnucleus: no longer asked ({header.get('verdict')})\n")
                 self._asking = None
+                self._reading = SWAPPED_S
 
     def _ask(self, request: dict[str, Any]) -> None:
         self._asking = request
@@ -143,11 +146,11 @@ class Prompt:
             answer = os.read(self._terminal, _LINE)
         except OSError:
             answer = b""
-        if answer and time.monotonic() - self._since < READING_S:  # 2
+        if answer and time.monotonic() - self._since < self._reading:  # 2
             self._say(f"nucleus: too quick to have been read\n{QUESTION}")
             self._since = time.monotonic()
             return
-        asked, self._asking = self._asking, None
+        asked, self._asking, self._reading = self._asking, None, READING_S
         assert asked is not None
         yes = answer.strip().lower() in (b"y", b"yes")  # 4
         self._number += 1
