@@ -53,7 +53,8 @@ print(int(lines["SigBlk"], 16), signal.getsignal(signal.SIGPIPE), os.getcwd())
     assert second.startswith("0 ")
     assert second.endswith("/workspace/dir")
     _, out, _ = gate.run("grep", "SigIgn", "/proc/self/status")
-    assert int(out.split()[1], 16) == 0
+    # 32 and 33 are the C library's own: whoever started the tests may have ignored them, and nobody can reset them.
+    assert int(out.split()[1], 16) & ~(0b11 << 31) == 0
 
 
 @pytest.mark.parametrize(
