@@ -29,7 +29,10 @@ class Frame(NamedTuple):
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
     """Return the frame's bytes. Raises InvalidError when it would exceed `LIMITS.request_bytes`."""
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+    try:
+        head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, from a hostile pod say: escaped it is JSON, and breaks nothing
+        head = json.dumps(header, separators=(",", ":")).encode()
     total = 4 + len(head) + len(body)
     if total > LIMITS.request_bytes:
         raise InvalidError(f"frame of {total} bytes, limit {LIMITS.request_bytes}", rule="limits.request")

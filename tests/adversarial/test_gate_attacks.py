@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from nucleus import frames
 from nucleus.approval.display import escape_lines
 from nucleus.approval.rules import DENIALS, PAUSE_NS, AskRules
 from nucleus.errors import ApprovalRequiredError
 from nucleus.gate.display import display_lines
+from nucleus.hands import git, search
+from nucleus.hands.commands import Result
+from nucleus.hands.root import Root
 from nucleus.lattice import Context, decide, parse_policy
 from nucleus.model.decision import Decision, Verdict
 from nucleus.model.operation import Edit, GitCommit, Run, Write
+from nucleus.sdk import wire
 from nucleus.validate import validate_operation
 
 QUIET = Context(now_ns=10, started_ns=5)
@@ -113,3 +121,51 @@ def test_a_person_is_not_worn_down_by_ever_new_words() -> None:
     rules.opened()
     rules.closed("no", DENIALS + 4 * PAUSE_NS, denied=True)
     assert rules.refusal("next", DENIALS + 4 * PAUSE_NS) == ""
+
+
+def test_what_lies_outside_the_allow_list_is_not_counted(tmp_path: Path) -> None:
+    """`withheld` and a limit of one told, guess by guess, what the hidden file holds."""
+    for name in ("config/prod.yaml", "src/a.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("key=abc\n")
+    root = Root(str(tmp_path))
+    shown: dict[str, Any] = {"allow": [["src/"]], "exclude": []}
+    try:
+        assert search.grep(root, {"pattern": "^key=a", "limit": 1, **shown}) == {
+            "matches": [["src/a.txt", 1, "key=abc"]], "truncated": False, "scanned_bytes": 8,
+        }  # fmt: skip
+        hidden = search.grep(root, {"pattern": "^key=a", "path": "config/prod.yaml", **shown})
+        assert hidden == {"matches": [], "truncated": False, "scanned_bytes": 0}
+        assert search.glob(root, {"pattern": "**", **shown})["paths"] == ["src/a.txt"]
+        assert search.glob(root, {"pattern": "**", "allow": [[]]})["paths"] == []
+    finally:
+        root.close()
+
+
+@pytest.mark.parametrize("operation", ["git_diff", "git_status", "git_commit"])
+def test_git_keeps_to_the_allow_list(operation: str) -> None:
+    """diff showed, and commit took, files that the policy's allow list does not name."""
+    prefix = b"" if operation == "git_diff" else b" M "
+    listing = prefix + b"config/prod.yaml\0" + prefix + b"src/a.txt\0"
+    steps = git.OPERATIONS[operation]({"message": "m", "exclude": [], "allow": [["src/"]]})
+    call, said = next(steps), b""
+    try:
+        while True:
+            assert "config/prod.yaml" not in call.arguments
+            assert b"config/prod.yaml" not in call.stdin
+            named = "--name-only" in call.arguments or "--porcelain=v1" in call.arguments
+            call = steps.send(Result(0, None, False, listing if named else b"", b"", False, False, 1))
+    except StopIteration as stop:
+        said = stop.value[1]
+    assert b"prod" not in said
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcff"])
+def test_a_lone_surrogate_from_a_hostile_pod_breaks_no_channel(text: str) -> None:
+    raw = frames.encode({"id": 1, "commit": text})
+    assert [frame.header["commit"] for frame in frames.Decoder().feed(raw)] == [text]
+    reader = wire.Reader()
+    reader.feed(raw)
+    frame = reader.take()
+    assert frame is not None
+    assert frame[0]["commit"] == text

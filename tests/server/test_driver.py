@@ -158,7 +158,7 @@ def test_search_results_are_filtered_file_by_file_outside_the_pod() -> None:
     )
     assert reply is not None
     assert [m["path"] for m in reply.result["matches"]] == ["a.txt", "b.txt"]
-    assert reply.result["withheld"] == 1
+    assert "withheld" not in reply.result  # how many there are would tell what is in them
 
 
 def test_a_symlink_is_sent_again_by_its_resolved_name() -> None:

@@ -188,9 +188,9 @@ def _close(state: _State, operation: Base, outcome: Outcome | None, failure: Nuc
     if failure is not None:
         return (yield from _reply_error(state, failure, sequence))
     assert outcome is not None
-    body = Reply(
-        state.request.request_id, "ok", result=outcome.result, operation=_kind(state), audit=sequence, cost=actual
-    )
+    # How much was withheld is for the record: told to the agent it would say what hidden files hold.
+    result = {name: value for name, value in outcome.result.items() if name != "withheld"}
+    body = Reply(state.request.request_id, "ok", result=result, operation=_kind(state), audit=sequence, cost=actual)
     yield fx.Reply(body)
     return body
 

@@ -9,8 +9,8 @@ Promises, for each git process:
     first and overridden one by one. (The pod shows git a sanitized copy of the config anyway; this does not rely on
     it.)
  4. submodules are not entered.
- 5. what `exclude` covers is neither shown by a diff nor committed: the changed names are listed, filtered by the same
-    matcher as searches, and given back as literal pathspecs.
+ 5. what `exclude` covers, or an `allow` list does not, is neither shown nor committed: the changed names are listed,
+    filtered by the same matcher as searches, and given back as literal pathspecs.
 Relies on: the caller running each `Call` one after the other. Each operation is a generator of calls, without I/O.
 Does not: keep a program in the pod from changing the repository meanwhile. A commit during a merge is refused by git.
 """
@@ -22,8 +22,8 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from nucleus.hands.commands import Result
-from nucleus.hands.globs import covers, excluded
-from nucleus.hands.protocol import HandsError, excludes, flag, path, text, texts
+from nucleus.hands.globs import admits, allowed, covers, excluded
+from nucleus.hands.protocol import HandsError, allows, excludes, flag, path, text, texts
 from nucleus.hands.search import shown
 from nucleus.limits import LIMITS
 
@@ -114,12 +114,12 @@ def status(header: dict[str, Any]) -> Operation:
 
     What `exclude` covers is left out: a name that is hidden from the pod would look changed, and is not.
     """
-    skip = excluded(excludes(header))
+    hidden = _hidden(header)
     overrides = yield from _overrides()
     call = ("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=normal", "--ignore-submodules=dirty")
     result = yield Call(call, overrides=overrides, output_bytes=LIMITS.output_bytes)
     _check(result)
-    rows = [row for row in _fields(result) if not covers(skip, shown(row[3:]).rstrip("/"))]
+    rows = [row for row in _fields(result) if not hidden(shown(row[3:]).rstrip("/"))]
     lines = "".join(f"{row[:2].decode('ascii', 'replace')} {_printable(row[3:])}\n" for row in rows)
     cut = lines.encode("utf-8")[: LIMITS.output_bytes]
     return {"truncated": result.stdout_truncated or len(cut) < len(lines)}, cut
@@ -128,12 +128,12 @@ def status(header: dict[str, Any]) -> Operation:
 def diff(header: dict[str, Any]) -> Operation:
     """The patch of the working tree against the index, or of the index against HEAD (`staged`)."""
     staged = ("--cached",) if flag(header, "staged") else ()
-    exclude = excludes(header)
+    hidden = _hidden(header)
     overrides = yield from _overrides()
     common = ("diff", *staged, "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
     listed = yield Call((*common, "--name-only", "-z"), overrides=overrides)
     _check(listed)
-    names, cut = _allowed(_fields(listed), exclude)
+    names, cut = _allowed(_fields(listed), hidden)
     cut = cut or listed.stdout_truncated
     if not names:
         return {"truncated": cut}, b""
@@ -151,13 +151,13 @@ def commit(header: dict[str, Any]) -> Operation:
     wanted = tuple(
         path({"paths": item}, "paths") for item in texts(header, "paths", LIMITS.result_count, LIMITS.path_bytes)
     )
-    exclude = excludes(header)
+    hidden = _hidden(header)
     overrides = yield from _overrides()
     untracked = "--untracked-files=all" if wanted else "--untracked-files=no"
     listing = ("status", "--porcelain=v1", "-z", "--no-renames", untracked, "--ignore-submodules=all", "--", *wanted)
     listed = yield Call(listing, overrides=overrides)
     _check(listed)
-    names, cut = _allowed([row[3:] for row in _fields(listed)], exclude)
+    names, cut = _allowed([row[3:] for row in _fields(listed)], hidden)
     if cut or listed.stdout_truncated:
         raise HandsError("too_large", "too many changed files for one commit")
     if not names:
@@ -216,13 +216,18 @@ def _fields(result: Result) -> list[bytes]:
     return result.stdout.split(b"\0")[:-1]
 
 
-def _allowed(rows: list[bytes], exclude: tuple[str, ...]) -> tuple[list[str], bool]:
-    """The names that `exclude` does not cover, for argv; and whether there were more than fit."""
-    skip = excluded(exclude)
+def _hidden(header: dict[str, Any]) -> Callable[[str], bool]:
+    """Step 5, for one name."""
+    skip, only = excluded(excludes(header)), allowed(allows(header))
+    return lambda name: covers(skip, name) or not admits(only, name)
+
+
+def _allowed(rows: list[bytes], hidden: Callable[[str], bool]) -> tuple[list[str], bool]:
+    """The names that are not `hidden`, for argv; and whether there were more than fit."""
     names: list[str] = []
     used = 0
     for raw in rows:
-        if covers(skip, shown(raw).rstrip("/")):
+        if hidden(shown(raw).rstrip("/")):
             continue
         used += len(raw) + 9
         if used > _ARGV_BYTES:

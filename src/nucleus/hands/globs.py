@@ -49,7 +49,7 @@ class Exclude:
     What is below a match is covered, too: a walk does not go there, and `covers` asks for each directory above.
     """
 
-    def __init__(self, globs: tuple[str, ...]) -> None:
+    def __init__(self, globs: tuple[str, ...], *, ignore_case: bool = True) -> None:
         names: list[str] = []
         anchored: list[str] = []
         for text in globs:
@@ -62,8 +62,8 @@ class Exclude:
                 anchored.append(text.lstrip("/"))
             else:
                 names.append(text)
-        self._names = Glob(tuple(names), ignore_case=True) if names else None
-        self._anchored = Glob(tuple(anchored), ignore_case=True) if anchored else None
+        self._names = Glob(tuple(names), ignore_case=ignore_case) if names else None
+        self._anchored = Glob(tuple(anchored), ignore_case=ignore_case) if anchored else None
 
     def matches(self, path: str) -> bool:
         """Whether a glob matches this very path (not only a directory above it)."""
@@ -76,6 +76,17 @@ class Exclude:
 def excluded(globs: tuple[str, ...]) -> Exclude | None:
     """The matcher of an exclude list; None for an empty one."""
     return Exclude(globs) if globs else None
+
+
+@lru_cache(maxsize=8)
+def allowed(lists: tuple[tuple[str, ...], ...]) -> tuple[Exclude | None, ...]:
+    """The matchers of a policy's allow lists (`admits`); an empty list admits nothing."""
+    return tuple(Exclude(globs, ignore_case=False) if globs else None for globs in lists)
+
+
+def admits(lists: tuple[Exclude | None, ...], path: str) -> bool:
+    """Whether every allow list covers `path` or a directory above it."""
+    return all(covers(globs, path) for globs in lists)
 
 
 def covers(skip: Exclude | None, path: str) -> bool:

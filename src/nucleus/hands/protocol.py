@@ -32,6 +32,7 @@ _BY_ERRNO = {
     errno.EBUSY: "permission",  # the name is a mount point: it is shown read-only or hidden
 }
 EXCLUDE_COUNT = 8_192  # globs of one exclude list
+ALLOW_LISTS = 64  # one for each policy that was met
 
 
 class HandsError(Exception):
@@ -113,3 +114,11 @@ def path(header: dict[str, Any], name: str = "path", default: str | None = None)
 def excludes(header: dict[str, Any]) -> tuple[str, ...]:
     """The `exclude` globs of a request."""
     return texts(header, "exclude", EXCLUDE_COUNT, LIMITS.pattern_bytes)
+
+
+def allows(header: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The `allow` lists of a request; absent: everything."""
+    value = header.get("allow", [])
+    if not isinstance(value, list) or len(value) > ALLOW_LISTS:
+        raise wrong("allow")
+    return tuple(texts({"allow": item}, "allow", EXCLUDE_COUNT, LIMITS.pattern_bytes) for item in value)

@@ -1,6 +1,7 @@
 """glob and grep: one walk by directory descriptors, in the search worker.
 
-Promises: no symlink is followed, at the start or below it; what the exclude list covers is neither listed nor opened;
+Promises: no symlink is followed, at the start or below it; what the exclude list covers, or an allow list does not, is
+neither listed nor opened nor counted;
 results are in the order of their names, whatever the directory's order; `.git` directories are left out unless the
 start, the pattern or `include` names one. Hidden files are included. Results stop at `limit` and at `RESULT_BYTES`;
 files over `FILE_BYTES`, binary files (a NUL in the first 8 KiB), hard links that are not ours and what cannot be read
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 
 import re2
 
-from nucleus.hands.globs import Glob, covers, excluded, options
-from nucleus.hands.protocol import HandsError, excludes, flag, integer, path, text
+from nucleus.hands.globs import Glob, admits, allowed, covers, excluded, options
+from nucleus.hands.protocol import HandsError, allows, excludes, flag, integer, path, text
 from nucleus.hands.root import Root, check_regular, is_foreign_link
 from nucleus.limits import LIMITS
 
@@ -54,7 +55,7 @@ def glob(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     start = path(header, default=".")
     paths: list[str] = []
     used = 0
-    for found in walk(root, start, excludes(header), pattern):
+    for found in walk(root, start, excludes(header), pattern, allows(header)):
         if not wanted.matches(found.relative):
             continue
         used += len(found.path)
@@ -73,7 +74,7 @@ def grep(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     wanted = Glob((include if "/" in include else f"**/{include}",)) if include != "**" else None
     matches: list[list[str | int]] = []
     used = scanned = 0
-    for found in walk(root, path(header, default="."), excludes(header), include):
+    for found in walk(root, path(header, default="."), excludes(header), include, allows(header)):
         if wanted is not None and not wanted.matches(found.relative):
             continue
         data = _contents(found)
@@ -86,9 +87,11 @@ def grep(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     return {"matches": matches, "truncated": False, "scanned_bytes": scanned}
 
 
-def walk(root: Root, start: str, exclude: tuple[str, ...], pattern: str) -> Iterator[Found]:
+def walk(
+    root: Root, start: str, exclude: tuple[str, ...], pattern: str, allow: tuple[tuple[str, ...], ...] = ()
+) -> Iterator[Found]:
     """Every name below `start` that is no directory, in the order of the names, excluded ones left out."""
-    skip = excluded(exclude)
+    skip, only = excluded(exclude), allowed(allow)
     if covers(skip, start):
         return
     with_git = ".git" in start.split("/") or ".git" in pattern.split("/")
@@ -101,7 +104,8 @@ def walk(root: Root, start: str, exclude: tuple[str, ...], pattern: str) -> Iter
     except HandsError as error:
         if error.code != "not_found":
             raise
-        yield from _single(root, start)
+        if admits(only, start):
+            yield from _single(root, start)
         return
     stack = [(first, "", _names(first))]
     try:
@@ -116,7 +120,8 @@ def walk(root: Root, start: str, exclude: tuple[str, ...], pattern: str) -> Iter
             if skip is not None and skip.matches(prefix + relative):
                 continue
             if not is_directory:
-                yield Found(prefix + relative, relative, raw, directory)
+                if admits(only, prefix + relative):
+                    yield Found(prefix + relative, relative, raw, directory)
             elif (with_git or raw != b".git") and len(stack) < _DEPTH and _may_hold(fixed, relative):
                 try:
                     inner = os.open(raw, _DIRECTORY, dir_fd=directory)

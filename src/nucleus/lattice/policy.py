@@ -152,6 +152,12 @@ class Policy:
         """``paths.block``, in the semantics of `paths.PathSet` with case ignored: what a view hides."""
         return tuple(sorted(self.paths_block))
 
+    def shown_globs(self) -> tuple[tuple[str, ...], ...]:
+        """``paths.allow``: what is shown is on every one of these lists; () for everything."""
+        if isinstance(self.paths_allow, Everything):
+            return ()
+        return tuple(sorted(tuple(sorted(globs)) for globs in self.paths_allow))
+
     def protected_globs(self) -> tuple[str, ...]:
         """What a view of the workspace shows read-only, in the same semantics; the same for every policy."""
         return PROTECTED

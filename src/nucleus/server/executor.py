@@ -23,6 +23,7 @@ from nucleus.server.channel import Channel
 # hands' own deadline comes first; ours is the one that counts when hands does not answer.
 _PATIENCE_NS = LIMITS.grace_ns
 
+_HEX = frozenset("0123456789abcdef")
 PLAIN = {
     "not_found": "no such file or directory",
     "not_a_file": "not a regular file",
@@ -50,6 +51,7 @@ class Executor:
         visible: whether a path may be shown by a search (the one decision function, file by file).
         exclude: globs that hands may skip; a help, not the enforcement.
         monotonic_ns: the clock of the meter.
+        allow: the policy's allow lists, which hands keeps to: how much lies outside them would tell what does.
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class Executor:
         visible: Callable[[str], bool],
         exclude: tuple[str, ...],
         monotonic_ns: Callable[[], int],
+        allow: tuple[tuple[str, ...], ...] = (),
     ) -> None:
         self._channel = channel
         self._visible = visible
-        self._exclude = list(exclude)
+        self._hidden: dict[str, Any] = {"exclude": list(exclude)}
+        if allow:
+            self._hidden["allow"] = [list(globs) for globs in allow]
         self._now = monotonic_ns
 
     async def execute(self, grant: Grant, operation: Base, meter: Meter) -> Outcome | Redirect:
@@ -73,7 +78,7 @@ class Executor:
             DeniedError: the grant is not good for this operation.
         """
         grant.spend(operation)
-        header, body = _request(operation, self._exclude)
+        header, body = _request(operation, self._hidden)
         started = self._now()
         meter.bytes_moved += len(body)
         try:
@@ -130,7 +135,10 @@ class Executor:
             text = _text_only(body) if body else _str(ok, "text", LIMITS.output_bytes)
             return {"text": text, "truncated": bool(ok.get("truncated"))}
         if kind == "git_commit":
-            return {"commit": _str(ok, "commit", 64), "text": _str(ok, "text", LIMITS.message_bytes)}
+            commit = _str(ok, "commit", 64)
+            if not set(commit) <= _HEX:  # it goes into the audit record
+                raise SandboxError("hands broke the protocol", rule="hands.protocol")
+            return {"commit": commit, "text": _str(ok, "text", LIMITS.message_bytes)}
         raise SandboxError(f"no executor for {kind}", rule="hands.protocol")
 
     def _paths(self, ok: dict[str, Any], limit: int) -> dict[str, Any]:
@@ -161,7 +169,7 @@ class Executor:
         return {"matches": shown, "truncated": bool(ok.get("truncated")) or len(rows) > limit, "withheld": withheld}
 
 
-def _request(operation: Base, exclude: list[str]) -> tuple[dict[str, Any], bytes]:
+def _request(operation: Base, hidden: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """The message of docs/design.md, "gate ⇄ hands"."""
     raw = operation.model_dump(mode="json")
     header: dict[str, Any] = {"op": raw.pop("kind"), **raw}
@@ -174,11 +182,11 @@ def _request(operation: Base, exclude: list[str]) -> tuple[dict[str, Any], bytes
         body = header.pop("stdin").encode("utf-8")
         header["output_bytes"] = LIMITS.output_bytes
     elif isinstance(operation, Glob):
-        header["exclude"] = exclude
+        header.update(hidden)
     elif isinstance(operation, Grep):
-        header.update(exclude=exclude, timeout_ms=LIMITS.search_timeout_ms)
+        header.update(hidden, timeout_ms=LIMITS.search_timeout_ms)
     elif header["op"] in ("git_status", "git_diff", "git_commit"):
-        header["exclude"] = exclude
+        header.update(hidden)
     return header, body
 
 
@@ -204,7 +212,12 @@ def _failure(frame: Frame, operation: Base) -> Redirect:
     message = (
         "nothing to commit" if code == "no_match" and getattr(operation, "kind", "") == "git_commit" else PLAIN[code]
     )
-    if code == "count_mismatch" and isinstance(error, dict) and isinstance(found := error.get("found"), int):
+    if (
+        code == "count_mismatch"
+        and isinstance(error, dict)
+        and isinstance(found := error.get("found"), int)
+        and 0 <= found < 1 << 31
+    ):
         message = f"the text to replace occurs {found} times"
     raise OperationError(message, rule=f"hands.{code}")
 

@@ -112,7 +112,13 @@ async def serve(
     def decided(operation: Base) -> Decision:
         return decide(policy, operation, context())
 
-    executor = Executor(hands, lambda path: decide_path(policy, path) is None, policy.hidden_globs(), time.monotonic_ns)
+    executor = Executor(
+        hands,
+        lambda path: decide_path(policy, path) is None,
+        policy.hidden_globs(),
+        time.monotonic_ns,
+        policy.shown_globs(),
+    )
     driver = Driver(
         Gate(egress=config.egress), decided, authority, executor, lambda: os.urandom(16).hex(), _seam(config.test_seam)
     )
