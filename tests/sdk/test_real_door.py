@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nucleus.errors import NucleusError
 from nucleus.identity import tls
 from nucleus.identity.ca import CertificateAuthority
 from nucleus.identity.spiffe_id import SpiffeId
@@ -37,7 +38,9 @@ class Driver:
         self.cancelled = threading.Event()
         self.entered = threading.Event()
 
-    async def run(self, raw: dict[str, Any], authenticate: Callable[[], Principal]) -> Reply:
+    async def run(self, raw: dict[str, Any] | NucleusError, authenticate: Callable[[], Principal]) -> Reply:
+        if isinstance(raw, NucleusError):
+            return Reply("r", raw.code, reason=raw.message)
         self.seen.append((raw, authenticate().spiffe_id))
         if raw["kind"] == "git_push":
             return Reply("r", "approval_required", reason="nobody is there", operation="git_push", audit=5)

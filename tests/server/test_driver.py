@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from nucleus.errors import SandboxError
+from nucleus.errors import InvalidError, SandboxError
 from nucleus.frames import Decoder, encode
 from nucleus.gate.pipeline import Gate
 from nucleus.model.decision import Decision, Verdict
 from nucleus.model.principal import Principal
 from nucleus.model.receipt import Approval, Reply
+from nucleus.server import driver as driver_module
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
 from nucleus.server.executor import Executor
@@ -224,3 +225,30 @@ def test_hands_that_dies_under_an_operation_is_an_error_that_is_settled_and_reco
     reply = asyncio.run(main())
     assert reply.status == "sandbox_unavailable"
     assert authority.events == ["reserve", "intent", "settle", "outcome"]
+
+
+def test_a_request_that_is_no_request_is_on_record() -> None:
+    broken = InvalidError("duplicate key in JSON object", rule="json.duplicate")
+    reply, authority, seen = play(lambda h, b: None, lambda driver: driver.run(broken, lambda: WHO))
+    assert reply is not None
+    assert reply.status == "invalid_request"
+    assert authority.events == ["invalid"]
+    assert authority.log[0][1]["outcome"]["rule"] == "json.duplicate"
+    assert seen == []
+
+
+def test_a_pod_that_floods_the_log_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "LOG_BURST", 1_000)
+    monkeypatch.setattr(driver_module, "LOG_RATE", 20_000)
+    took: list[float] = []
+
+    async def scene(driver: Driver) -> Reply:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            started = loop.time()
+            reply = await driver.run({"kind": "read", "path": "/".join(["é" * 100] * 9)}, lambda: WHO)
+            took.append(loop.time() - started)
+        return reply
+
+    play(lambda h, b: ({"ok": {"size": 2, "truncated": False}}, b"hi"), scene)
+    assert took[0] < 0.1 < took[2]

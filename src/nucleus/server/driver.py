@@ -6,12 +6,15 @@ Reserve and Settle are sent at once and their answers awaited with the Append th
 transaction and one sync instead of two. The authority answers in order and refuses an intent without its fresh
 reservation, and an outcome without its settlement, so nothing runs, and nothing is answered, on an unconfirmed one.
 A reservation that carries an approval's token is awaited by itself.
+A pod whose requests fill the log faster than `LOG_RATE` waits at the door, before its next request is taken up: the
+disk under the log is every pod's.
 Relies on: `gate.pipeline` for what happens in which order, the authority and the executor for doing it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -27,6 +30,9 @@ from nucleus.server.executor import Executor
 from nucleus.server.wire import parse_operation
 
 Seam = Callable[[str], None]
+LOG_BURST = 33_554_432  # bytes of records that a pod may cause at once
+LOG_RATE = 524_288  # and for each second after that
+_RECORD = 700  # bytes of a record besides its operation
 
 
 class Driver:
@@ -57,10 +63,21 @@ class Driver:
         self._new_id = new_id
         self._seam = seam
         self._jobs: set[asyncio.Task[Reply]] = set()
+        self._logged = 0.0  # bytes above what LOG_RATE has paid for
+        self._logged_at = 0.0
 
-    async def run(self, raw: dict[str, Any], authenticate: Callable[[], Principal]) -> Reply:
-        """One request through the pipeline. When the caller is cancelled the pipeline still reaches its end."""
-        job = _Job(self, Request(self._new_id(), self._new_id(), raw), authenticate)
+    async def run(self, raw: dict[str, Any] | NucleusError, authenticate: Callable[[], Principal]) -> Reply:
+        """One request through the pipeline. When the caller is cancelled the pipeline still reaches its end.
+
+        Args:
+            raw: the parsed JSON object, or why there is none: refused and recorded as any invalid request.
+            authenticate: who asks; raises UnauthenticatedError.
+        """
+        while (wait := self._log_debt_s()) > 0:  # noqa: ASYNC110 - a debt is paid by time alone
+            await asyncio.sleep(wait)
+        broken = raw if isinstance(raw, NucleusError) else None
+        request = Request(self._new_id(), self._new_id(), {} if isinstance(raw, NucleusError) else raw)
+        job = _Job(self, request, authenticate, broken)
         task = asyncio.ensure_future(job.run())
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
@@ -69,6 +86,16 @@ class Driver:
         except asyncio.CancelledError:
             job.abandon()
             raise
+
+    def _log_debt_s(self) -> float:
+        """How long until the next request may be taken up."""
+        now = asyncio.get_running_loop().time()
+        self._logged = max(0.0, self._logged - (now - self._logged_at) * LOG_RATE)
+        self._logged_at = now
+        return (self._logged - LOG_BURST) / LOG_RATE
+
+    def _log_took(self, record: dict[str, Any]) -> None:
+        self._logged += _RECORD + len(json.dumps(record.get("operation")))
 
     async def drain(self) -> None:
         """Wait for the pipelines that still settle and append."""
@@ -79,8 +106,11 @@ class Driver:
 class _Job:
     """One request on its way."""
 
-    def __init__(self, driver: Driver, request: Request, authenticate: Callable[[], Principal]) -> None:
+    def __init__(
+        self, driver: Driver, request: Request, authenticate: Callable[[], Principal], broken: NucleusError | None
+    ) -> None:
         self._driver = driver
+        self._broken = broken
         self._request = request
         self._authenticate = authenticate
         self._gone = False
@@ -123,6 +153,8 @@ class _Job:
             case fx.Authenticate():
                 return self._authenticate()
             case fx.Validate(raw):
+                if self._broken is not None:
+                    raise self._broken
                 return parse_operation(raw)
             case fx.Decide(operation):
                 return driver._decide(operation)
@@ -137,6 +169,7 @@ class _Job:
                 )
             case fx.Append(_, record):
                 ahead, self._ahead = self._ahead, []
+                driver._log_took(record)
                 return int((await authority.finish(*ahead, authority.append(record)))["seq"])
             case fx.Execute(grant, operation, meter):
                 return await self._interrupt(driver._executor.execute(grant, operation, meter))
