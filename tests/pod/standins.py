@@ -84,12 +84,12 @@ def main() -> int:
     if role == "template":
         return template()
     if role == "builder":
-        from nucleus.pod import builder, children
+        from nucleus.pod import boot
 
-        commands = dict(children.COMMANDS)
+        commands = dict(boot.COMMANDS)
         for name in ("authority", "template"):
             commands[name] = (sys.executable, "-I", os.path.abspath(__file__), name)
-        return builder.main(sys.argv[2:], commands)
+        return boot.main(sys.argv[2:], commands)
     raise SystemExit(f"unknown role {role}")
 
 

@@ -160,7 +160,10 @@ def test_there_is_one_helper(directory: Path, helper: subprocess.Popen[bytes]) -
 
 def test_children_hold_nothing_of_ours(directory: Path, helper: subprocess.Popen[bytes]) -> None:
     """Row by row of the process table: an environment of two variables, descriptor 3, and no more."""
-    pids = ask(str(directory / "run/helper.sock"))["ok"]["pids"]
+    deadline = time.monotonic() + 10
+    while "authority" not in (pids := ask(str(directory / "run/helper.sock"))["ok"]["pids"]):  # the last to be started
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     for name in ("authority", "template", "zygote"):
         deadline = time.monotonic() + 10  # from the fork to the exec it still looks like the builder
         while b"--helper" in Path(f"/proc/{pids[name]}/cmdline").read_bytes():

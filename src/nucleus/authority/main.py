@@ -53,6 +53,7 @@ def main() -> int:
     except (NucleusError, OSError) as error:
         send_packet(builder, {"id": ident, "error": error_body(error)})
         return 1
+    gc.enable()
     gc.collect()
     gc.freeze()
     send_packet(builder, {"id": ident, "ok": {}})  # 5

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import socket
 import struct
 
 CLONE_NEWTIME = 0x00000080
@@ -247,6 +246,8 @@ def join_new_session_keyring() -> None:
 
 def bring_loopback_up() -> None:
     """Set `lo` up in the current network namespace."""
+    import socket  # weight: the zygote only
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sh14x", b"lo", 0)
         (flags,) = struct.unpack_from("h", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)

@@ -1,6 +1,6 @@
 """The builder: serves launchers, owns the other three processes, makes and destroys pods. Holds no secret.
 
-`python -I -m nucleus.pod.builder --helper|--private --state DIR --runtime DIR`
+`nucleus.pod.boot` starts it, as one of
   --helper   listens on <runtime>/helper.sock; one per runtime directory (flock); ends when stopped or after
              IDLE_SECONDS without pods and launchers; descriptor 3, if open, gets one byte once it listens
   --private  serves the one launcher on descriptor 3 and ends with it
@@ -11,21 +11,19 @@ Relies on: SO_PEERCRED, /proc/<pid>/ns. Does not: read policies, workspaces or w
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 import struct
-import sys
 import time
+from _socket import socket as Channel
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from nucleus.errors import DeniedError, InvalidError, NucleusError, SandboxError
-from nucleus.kernel import syscalls
-from nucleus.pod import cgroups, children, runtime
+from nucleus.pod import boot, cgroups, children, runtime
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.namespaces import Namespaces
 from nucleus.pod.packets import (
@@ -52,9 +50,18 @@ class Builder:
     Args:
         state, directory: the state and runtime directories.
         commands: how to start the children (tests name others).
+        template: the gate template, which `boot` has started.
     """
 
-    def __init__(self, state: str, directory: str, commands: dict[str, tuple[str, ...]], *, helper: bool) -> None:
+    def __init__(
+        self,
+        state: str,
+        directory: str,
+        commands: dict[str, tuple[str, ...]],
+        template: tuple[int, Channel],
+        *,
+        helper: bool,
+    ) -> None:
         self.loop = Loop()
         self.helper = helper
         self.pids: dict[str, int] = {"builder": os.getpid()}
@@ -65,12 +72,9 @@ class Builder:
         self._directory = directory
         self._peers: dict[str, children.Peer] = {}
         self.stopping = False
-        runtime.prepare_state(state)
-        for name in ("authority", "zygote", "template"):
-            self.pids[name], channel = children.start(commands[name])
-            self._peers[name] = children.Peer(
-                name, channel, self.loop, lambda packet: close_all(packet.fds), partial(self._lost, name)
-            )
+        self._commands = commands
+        self._child("template", template)
+        self._child("zygote", boot.start(commands["zygote"]))
         self.ready: Future[Pods] = self.loop.task(self._configure())
 
     @property
@@ -78,14 +82,25 @@ class Builder:
         """The channel to the authority."""
         return self._peers["authority"]
 
+    def _child(self, name: str, started: tuple[int, Channel]) -> children.Peer:
+        self.pids[name], channel = started
+        self._peers[name] = children.Peer(
+            name, channel, self.loop, lambda packet: close_all(packet.fds), partial(self._lost, name)
+        )
+        return self._peers[name]
+
     async def _configure(self) -> Pods:
         root = os.geteuid() == 0
         base = f"{self._directory}/base"
         runtime.private_directory(base)
         zygote = self._peers["zygote"].call("configure", base=base, sdk=SDK)
-        identity: dict[str, Any] = {"uid": runtime.AUTHORITY_UID} if root else {}
-        authority = self.authority.call("configure", state_dir=self._state, trust_domain=TRUST_DOMAIN, **identity)
         made = (await self.loop.within(ANSWER_SECONDS, zygote, "the zygote")).body
+        if self.stopping:
+            raise SandboxError("the builder is stopping", rule="builder.stopping")
+        # One after the other: on two processors they would take from the template, for which everything waits.
+        identity: dict[str, Any] = {"uid": runtime.AUTHORITY_UID} if root else {}
+        peer = self._child("authority", boot.start(self._commands["authority"]))
+        authority = peer.call("configure", state_dir=self._state, trust_domain=TRUST_DOMAIN, **identity)
         await self.loop.within(ANSWER_SECONDS, authority, "the authority")
         backend = Namespaces(
             self._peers["zygote"],
@@ -120,7 +135,7 @@ class Builder:
             peer.close()
         # The authority flushes and ends by itself at the end of its channel; what is left dies with us.
         for _ in range(50):
-            if _ended(self.pids["authority"]):
+            if "authority" not in self.pids or _ended(self.pids["authority"]):
                 break
             await _sleep(self.loop, 0.01)
         for launcher in list(self.launchers):
@@ -305,23 +320,17 @@ def check_peer(channel: socket.socket) -> int:
     return int(uid)
 
 
-def _listen(directory: str) -> tuple[socket.socket, int] | None:
-    """The helper's socket and the lock that makes it the only one; None when another helper has it."""
-    lock = os.open(f"{directory}/helper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
+def _listen(directory: str) -> socket.socket:
+    """The helper's socket; `boot` has the lock that makes us the only one."""
     path = f"{directory}/helper.sock"
     with suppress(FileNotFoundError):
-        os.unlink(path)  # of a helper that was killed: we hold its lock
+        os.unlink(path)  # of a helper that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(64)
     listener.setblocking(False)
-    return listener, lock
+    return listener
 
 
 def _accept(builder: Builder, listener: socket.socket) -> None:
@@ -339,20 +348,22 @@ def _accept(builder: Builder, listener: socket.socket) -> None:
         channel.close()
 
 
-def run(mode: str, state: str, directory: str, commands: dict[str, tuple[str, ...]] = children.COMMANDS) -> int:
-    """Be a builder until it is over. `commands` is for tests."""
-    tell = _is_open(3)  # asked before anything of ours can become number 3
-    syscalls.set_dumpable(False)
-    os.umask(0o077)
-    runtime.private_directory(directory)
-    listening = _listen(directory) if mode == "--helper" else None
-    if mode == "--helper" and listening is None:
-        return 0
-    builder = Builder(state, directory, commands, helper=mode == "--helper")
+def run(
+    state: str,
+    directory: str,
+    commands: dict[str, tuple[str, ...]],
+    template: tuple[int, Channel],
+    *,
+    helper: bool,
+    tell: bool,
+) -> int:
+    """Be a builder until it is over. `tell`: descriptor 3 is open."""
+    listener = _listen(directory) if helper else None
+    builder = Builder(state, directory, commands, template, helper=helper)
     _end_on_signals(builder)
-    if listening is not None:
-        listener = listening[0]
-        builder.loop.on_readable(listener.fileno(), lambda: _accept(builder, listener))
+    if listener is not None:
+        door = listener
+        builder.loop.on_readable(door.fileno(), lambda: _accept(builder, door))
         builder.watch_idle()
         if tell:
             with suppress(OSError):
@@ -361,18 +372,10 @@ def run(mode: str, state: str, directory: str, commands: dict[str, tuple[str, ..
     else:
         builder.serve(socket.socket(fileno=3), os.getuid())
     builder.loop.run()
-    if listening is not None:
+    if helper:
         with suppress(FileNotFoundError):
             os.unlink(f"{directory}/helper.sock")
     return 0
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def _end_on_signals(builder: Builder) -> None:
@@ -386,16 +389,3 @@ def _end_on_signals(builder: Builder) -> None:
         builder.stop("signalled")
 
     builder.loop.on_readable(wake_read, woken)
-
-
-def main(arguments: Sequence[str], commands: dict[str, tuple[str, ...]] = children.COMMANDS) -> int:
-    """Parse the four arguments and run."""
-    match list(arguments):
-        case [("--helper" | "--private") as mode, "--state", state, "--runtime", directory]:
-            return run(mode, state, directory, commands)
-    sys.stderr.write("usage: nucleus.pod.builder --helper|--private --state DIR --runtime DIR\n")
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,59 +1,19 @@
-"""The builder's children (authority, gate template, zygote): how they are started and talked to.
+"""The builder's children (authority, gate template, zygote): how they are talked to (`boot` starts them).
 
-Promises: a child starts with `PATH` and `LANG` for an environment, `/dev/null` on 0 and 1, our stderr on 2, its channel
-on 3 and nothing else open; it dies with us (PR_SET_PDEATHSIG) and is told so by the end of its channel, too. A request
-to a child that is gone, or a child that goes while one waits, is a SandboxError.
-Relies on: being single-threaded (fork), `nucleus.pod.packets`. Does not: restart a child; the builder ends instead.
+Promises: a request to a child that is gone, or a child that goes while one waits, is a SandboxError.
+Relies on: `nucleus.pod.packets`. Does not: restart a child; the builder ends instead.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import socket
-import sys
+from _socket import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from nucleus.errors import InvalidError, SandboxError
-from nucleus.kernel import syscalls
 from nucleus.pod.loop import Future, Loop
-from nucleus.pod.packets import Packet, checked, close_all, pair, recv_packet, send_packet
-
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "authority": (sys.executable, "-I", "-m", "nucleus.authority.main"),
-    "template": (sys.executable, "-I", "-m", "nucleus.server.template"),
-    "zygote": (sys.executable, "-I", "-m", "nucleus.pod.zygote"),
-}
-
-
-def start(command: Sequence[str]) -> tuple[int, socket.socket]:
-    """Start one child; returns its pid and our end of its channel (non-blocking)."""
-    ours, theirs = pair()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        _exec(command, theirs.fileno(), parent)
-    theirs.close()
-    ours.setblocking(False)
-    return pid, ours
-
-
-def _exec(command: Sequence[str], channel: int, parent: int) -> None:
-    try:
-        syscalls.set_pdeathsig(signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        os.setsid()  # a Ctrl-C at the launcher's terminal is the launcher's to handle
-        os.dup2(os.open("/dev/null", os.O_RDWR), 0)
-        os.dup2(0, 1)
-        os.dup2(channel, 3) if channel != 3 else os.set_inheritable(3, True)
-        os.closerange(4, 65_536)
-        os.execve(command[0], list(command), ENVIRONMENT)  # noqa: S606 -- no shell is what we want
-    finally:
-        os._exit(127)
+from nucleus.pod.packets import Packet, checked, close_all, recv_packet, send_packet
 
 
 class Peer:
@@ -69,7 +29,7 @@ class Peer:
     def __init__(
         self,
         name: str,
-        channel: socket.socket,
+        channel: socket,
         loop: Loop,
         on_event: Callable[[Packet], None],
         on_gone: Callable[[], None],

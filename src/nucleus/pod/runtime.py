@@ -25,6 +25,8 @@ START_SECONDS = 10.0  # how long a helper may take to listen
 AUTHORITY_UID = 0x70000001
 GATE_UID = 0x70010000
 POD_UID = 0x70100000
+# Not -m: it imports runpy, pkgutil and what they need.
+BUILDER = "import sys; from nucleus.pod.boot import main; sys.exit(main(sys.argv[1:]))"
 ROOT_SLOTS = "/run/nucleus"
 
 
@@ -286,7 +288,7 @@ def _spawn(arguments: list[str], channel: int, *, detach: bool) -> None:
             os.closerange(4, 65_536)
             os.chdir("/")
             environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
-            command = [sys.executable, "-I", "-m", "nucleus.pod.builder", *arguments]
+            command = [sys.executable, "-I", "-c", BUILDER, *arguments]
             os.execve(command[0], command, environment)  # noqa: S606 -- no shell is what we want
         finally:
             os._exit(127)

@@ -39,6 +39,7 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: nobody waits here
     server = Server(control)
     _preload()
+    gc.enable()
     gc.collect()
     gc.freeze()
     while server.serve_one():

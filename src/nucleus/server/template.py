@@ -66,6 +66,7 @@ def _first_policy() -> None:
     """Parse a profile of ours once: the YAML reader's import and the matchers' tables are 28 of a gate's 40 ms."""
     profile = "restrictive"
     parse_policy(profile_text(profile), profile)
+    gc.enable()
     gc.freeze()  # a collection in a child would touch, and so copy, every page that it shares with us
 
 
@@ -139,7 +140,8 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
     return 0
 
 
-if __name__ == "__main__":
+def process() -> None:
+    """Be the template, or one of its gates. Does not return."""
     try:
         code = main()
     except InvalidError as error:  # the builder's packets are ours: a malformed one is a bug or an attack
@@ -148,3 +150,7 @@ if __name__ == "__main__":
     # No interpreter teardown: a gate has nothing left to flush, and exit handlers of libraries are not ours.
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    process()
