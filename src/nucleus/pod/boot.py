@@ -1,6 +1,6 @@
 """The builder's first instructions, and how its children (authority, gate template, zygote) are started.
 
-`runtime._spawn` starts it, `--helper|--private --state DIR --runtime DIR`; what the two modes are says `nucleus.pod.builder`.
+`runtime._spawn` starts it: `--helper|--private --state DIR --runtime DIR`; `nucleus.pod.builder` says what they are.
 Promises: a child starts with `PATH` and `LANG` for an environment, `/dev/null` on 0 and 1, our stderr on 2, its channel
 on 3 and nothing else open; it dies with us (PR_SET_PDEATHSIG). Of two helpers on one runtime directory the second ends
 before it starts anything.
