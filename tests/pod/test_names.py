@@ -8,7 +8,8 @@ import random
 import pytest
 
 from nucleus.lattice.paths import PROTECTED, SENSITIVE, PathSet
-from nucleus.pod.names import matcher, open_beneath, remove_placeholders
+from nucleus.pod.beneath import open_beneath, remove_placeholders
+from nucleus.pod.names import matcher
 
 GLOBS = [
     ".env*", "secrets/", "*.pem", "**/.git/config", "a/b", "a/*/c", "**/x/**", "token.txt", "**/deep",

@@ -48,7 +48,6 @@ WORKSPACE = "/workspace"
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 WORD_SECONDS = 30.0  # how long a prepared compartment waits for the builder's word
 NOFILE = 4_096
-KNOWN = 1_000  # protected names that are remembered until the pod's end
 FILE_BYTES = 4_294_967_296  # RLIMIT_FSIZE, one file
 NAMESPACES = (
     syscalls.CLONE_NEWUSER
@@ -344,7 +343,7 @@ def _first(order: Order, zygote: Zygote, trees: view.Trees, steps: _Steps, helpe
         steps.next("run")
         ready = {"ready": True, "placeholders": applied.placeholders, "notes": applied.notes, "steps": steps.taken}
         if order.kind == "work":
-            ready["known"] = applied.known if len(applied.known) <= KNOWN else None
+            ready["known"] = sorted(applied.known)
         code = _hands(order, zygote, ready) if order.kind == "work" else _agent(order, ready)
     except BaseException as error:  # noqa: BLE001 -- every failure is the builder's to know
         _report(order.status, steps.name, error)

@@ -38,6 +38,11 @@ def sanitize(text: str) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
+def has_worktree_config(text: str) -> bool:
+    """Whether git would read a `config.worktree` beside this; what is unclear counts as yes."""
+    return "worktreeconfig" in text.lower()
+
+
 def is_plain(text: str) -> bool:
     """Whether this is no more than what ``git init`` writes: core keys of ours with one-word values, line by line.
 

@@ -3,10 +3,15 @@
 Promises, for the view that it is given, before anything untrusted runs in it:
  1. every name that the policy blocks is covered by an empty, unreadable file or directory;
  2. every name that the policy protects, where it exists, is read-only;
- 3. each `.git` directory is looked at by this rule alone (git cannot do without its config): it is a mount of its own
-    (so it cannot be renamed away), its `hooks` are read-only (an empty placeholder where there are none), its `config`
-    and `config.worktree` are sanitized copies; a `.git` file (a linked worktree: it points out of the workspace) and
-    a `.git` with a `commondir` are covered, with a note that says so.
+ 3. each `.git` directory, and each bare repository, is looked at by this rule alone (git cannot do without its config):
+    it is a mount of its own (so it cannot be renamed away), and so is each directory on the way to a submodule's; its
+    `hooks` are read-only, its `config` and `config.worktree` are sanitized copies, its `worktrees` are read-only
+    (each names the directory that a worktree elsewhere on the host takes its hooks from). Where there are no `hooks`,
+    a placeholder; and a read-only `commondir` that says "here": whoever could write one would choose the config that
+    the host's git reads. A `.git` file (a linked worktree: it points out of the workspace) and a `.git` with another
+    `commondir` are covered, with a note that says so.
+ 4. a unix socket is covered: a program of the host may listen on it, and no network namespace is in the way of a path.
+ 5. where a protected name is a symlink to something in the workspace, that is protected in its place.
 Relies on: `open_beneath` for every name it touches; `matcher` for the globs.
 Does not: cover names that appear later (the gate decides those by name; what a command makes, `aftermath` sets aside),
 a second hard link to a blocked file, or what a symlink is called (its target has a name of its own).
@@ -15,7 +20,6 @@ The walk is bounded: a workspace of more than `WALK_ENTRIES` names fails closed 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable
@@ -24,10 +28,14 @@ from dataclasses import dataclass, field
 
 from nucleus.errors import SandboxError
 from nucleus.kernel import syscalls
+from nucleus.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from nucleus.pod import gitconfig
+from nucleus.pod.beneath import COMMONDIR, identity, open_beneath
 
 WALK_ENTRIES = 100_000  # names looked at
 MOUNTS = 4_096  # names covered or protected
+REPOSITORY = ("hooks", "commondir", "config", "config.worktree")  # what git runs, or takes that from
+BARE = {"HEAD", "objects", "refs"}  # what git takes for a repository (setup.c, is_git_directory)
 Match = Callable[[str], bool]
 
 
@@ -70,7 +78,7 @@ class Applied:
     """What was done: placeholders to remove when the pod ends and what was there (paths), notes for the person."""
 
     placeholders: list[str] = field(default_factory=list)
-    known: list[str] = field(default_factory=list)  # protected names that were there (for `aftermath`)
+    known: set[str] = field(default_factory=set)  # inodes under protected names that were there (for `aftermath`)
     notes: list[str] = field(default_factory=list)
     mounts: int = 0
 
@@ -80,6 +88,7 @@ class _Found:
     hidden: list[tuple[str, bool]] = field(default_factory=list)  # (path, is a directory)
     guarded: list[str] = field(default_factory=list)
     git: list[tuple[str, bool]] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
 
 
 class Workspace:
@@ -106,11 +115,12 @@ class Workspace:
             SandboxError: rule ``pod.workspace``: the workspace is too large to look through.
         """
         found = self._walk(blocked, protected)
-        self.applied.known = [*found.guarded, *(path for path, _ in found.git)]
         for path in found.guarded:
             self._read_only(path)
         for path, is_directory in found.git:
             self._git(path, is_directory)
+        for path in found.bare:
+            self._repository(path)
         for path, is_directory in found.hidden:
             self._cover(path, is_directory)
         return self.applied
@@ -121,19 +131,21 @@ class Workspace:
         pending = [""]
         while pending:
             base = pending.pop()
-            for entry in self._entries(base):
-                seen += 1
-                if seen > WALK_ENTRIES:
-                    raise SandboxError(
-                        f"the workspace has more than {WALK_ENTRIES} names: blocked ones cannot be hidden reliably",
-                        rule="pod.workspace",
-                        next_step="Choose a smaller workspace.",
-                    )
+            entries = self._entries(base)
+            seen += len(entries)
+            if seen > WALK_ENTRIES:
+                raise SandboxError(
+                    f"the workspace has more than {WALK_ENTRIES} names: blocked ones cannot be hidden reliably",
+                    rule="pod.workspace",
+                    next_step="Choose a smaller workspace.",
+                )
+            for entry in entries:
                 path = base + entry.name
                 is_directory = entry.is_dir(follow_symlinks=False)
                 if entry.is_symlink():
-                    continue
-                if blocked(path):
+                    if protected(path):
+                        self._link(found, path)
+                elif blocked(path) or not (is_directory or entry.is_file(follow_symlinks=False) or self._is_open(path)):
                     found.hidden.append((path, is_directory))
                 elif entry.name == ".git":
                     found.git.append((path, is_directory))
@@ -143,7 +155,45 @@ class Workspace:
                         pending.append(path + "/")
                 elif is_directory:
                     pending.append(path + "/")
+            if {entry.name for entry in entries} >= BARE:
+                found.bare.append(base.rstrip("/"))
         return found
+
+    def _is_open(self, path: str) -> bool:
+        """Promise 4 for what is neither file nor directory; a fifo may stay."""
+        is_socket = False
+        with suppress(FileNotFoundError):
+            is_socket = stat.S_ISSOCK(self._stat(path).st_mode)
+        if is_socket:
+            self.applied.notes.append(f"{path} is a socket: hidden")
+        return not is_socket
+
+    def _link(self, found: _Found, path: str) -> None:
+        """Promise 5."""
+        try:
+            self._known(path)
+            fd = openat2(self._root, path.encode(), os.O_PATH, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+        except (OSError, ValueError):
+            return  # it leads out of the workspace, where a pod cannot write, or nowhere
+        try:
+            base, full = (os.readlink(f"/proc/self/fd/{each}") for each in (self._root, fd))
+        finally:
+            os.close(fd)
+        if full.startswith(f"{base}/"):
+            found.guarded.append(full.removeprefix(f"{base}/"))
+
+    def _stat(self, path: str) -> os.stat_result:
+        """What a name is, without following it.
+
+        Raises:
+            OSError: it has gone meanwhile, or a symlink is in its way.
+        """
+        holder, _, name = path.rpartition("/")
+        fd = self._open(holder or ".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return os.stat(name or ".", dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(fd)
 
     def _entries(self, base: str) -> list[os.DirEntry[str]]:
         try:
@@ -158,63 +208,103 @@ class Workspace:
 
     def _git(self, path: str, is_directory: bool) -> None:
         """Promise 3 for one `.git`."""
+        self._known(path)
         if not is_directory:
             self.applied.notes.append(f"{path} is a linked worktree's file, which points out of the workspace: hidden")
             self._cover(path, False)
             return
-        if self._exists(f"{path}/commondir"):
+        if self._exists(f"{path}/commondir") and self._content(f"{path}/commondir") != COMMONDIR:
             self.applied.notes.append(f"{path} shares another directory's repository (commondir): hidden")
+            for name in REPOSITORY:
+                with suppress(OSError):
+                    self._known(f"{path}/{name}")
             self._cover(path, True)
             return
-        self._over_itself(path)
-        for holder in self._git_directories(path):
-            self._hooks(holder)
-            for name in ("config", "config.worktree"):
-                self._sanitized(f"{holder}/{name}")
+        self._repository(path)
 
-    def _git_directories(self, path: str) -> list[str]:
-        """The repository and its submodules' own (`modules/**`), to a depth of 8."""
-        found = [path]
-        pending = [(f"{path}/modules", 0)]
+    def _repository(self, path: str) -> None:
+        """Promise 3 for a repository and its submodules' own; what is no plain one is hidden."""
+        for directory, is_repository in self._git_directories(path):
+            try:
+                if directory:
+                    self._known(directory)
+                    self._attach(self._clone_of(directory), directory)  # over itself: pinned
+                if is_repository:
+                    self._contents(f"{directory}/" if directory else "")
+            except OSError as error:
+                if not directory:
+                    raise
+                self.applied.notes.append(f"{directory} is no plain repository ({error.strerror}): hidden")
+                self._cover(directory, True)
+
+    def _contents(self, prefix: str) -> None:
+        """Promises 3 and 4 for what lies in one repository's directory."""
+        self._placed(prefix, "hooks", None)
+        self._placed(prefix, "commondir", COMMONDIR)
+        if self._exists(f"{prefix}worktrees"):
+            self._read_only(f"{prefix}worktrees")
+        if gitconfig.has_worktree_config(self._content(f"{prefix}config").decode("utf-8", "surrogateescape")):
+            self._placed(prefix, "config.worktree", b"")
+        for name in ("config", "config.worktree"):
+            self._sanitized(prefix + name)
+        for entry in self._entries(prefix):
+            plain = entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+            if not plain and not self._is_open(prefix + entry.name):
+                self._cover(prefix + entry.name, False)
+
+    def _git_directories(self, path: str) -> list[tuple[str, bool]]:
+        """The repository and its submodules' own (`modules/**`), to a depth of 8, each after what it lies in.
+
+        True marks a repository, False a directory on the way to one.
+        """
+        found = [(path, True)]
+        pending = [(f"{path}/modules".lstrip("/"), 0)]
         while pending:
             base, depth = pending.pop()
             if depth > 8 or not self._exists(base):
                 continue
+            found.append((base, False))
             for entry in self._entries(base):
                 if entry.is_dir(follow_symlinks=False):
                     inner = f"{base}/{entry.name}"
                     if self._exists(f"{inner}/HEAD"):
-                        found.append(inner)
+                        found.append((inner, True))
                         pending.append((f"{inner}/modules", depth + 1))
                     else:
                         pending.append((inner, depth + 1))
         return found
 
-    def _hooks(self, holder: str) -> None:
-        path = f"{holder}/hooks"
-        try:
-            self._read_only(path)
-        except FileNotFoundError:
+    def _placed(self, prefix: str, name: str, content: bytes | None) -> None:
+        """Make a name of git's read-only; where it is missing, make it first: a directory, or a file with `content`."""
+        path = prefix + name
+        if not self._exists(path):
             if not self._writable:
                 return
-            parent = self._open(holder, os.O_RDONLY | os.O_DIRECTORY)
+            parent = self._open(prefix or ".", os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.mkdir("hooks", 0o755, dir_fd=parent)
+                if content is None:
+                    os.mkdir(name, 0o755, dir_fd=parent)
+                else:
+                    _new_file(parent, name, content)
             finally:
                 os.close(parent)
             self.applied.placeholders.append(path)
-            self._read_only(path)
+        self._read_only(path)
 
-    def _sanitized(self, path: str) -> None:
+    def _content(self, path: str) -> bytes:
+        """The beginning of a regular file; empty where there is none to read."""
         try:
             fd = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return
         except OSError:
-            self._cover(path, False)  # unreadable or a symlink: nothing of it may count
-            return
+            return b""
         with open(fd, "rb") as file:
-            text = file.read(gitconfig.LIMIT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            return file.read(gitconfig.LIMIT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+
+    def _sanitized(self, path: str) -> None:
+        if not self._exists(path):
+            return
+        self._known(path)
+        text = self._content(path)  # of what is unreadable or a symlink, nothing counts
         copy = f"{self._scratch}/config"
         with open(copy, "x", encoding="utf-8", errors="surrogateescape") as target:
             target.write(gitconfig.sanitize(text.decode("utf-8", "surrogateescape")))
@@ -228,10 +318,11 @@ class Workspace:
             self._attach(_clone(syscalls.AT_FDCWD, cover), path)
 
     def _read_only(self, path: str) -> None:
+        self._known(path)
         self._attach(_locked_down(self._clone_of(path)), path)
 
-    def _over_itself(self, path: str) -> None:
-        self._attach(self._clone_of(path), path)
+    def _known(self, path: str) -> None:
+        self.applied.known.add(identity(self._stat(path)))
 
     def _clone_of(self, path: str) -> int:
         fd = self._open(path, os.O_PATH)
@@ -268,31 +359,16 @@ class Workspace:
         return open_beneath(self._root, path, flags)
 
 
-def open_beneath(root: int, path: str, flags: int) -> int:
-    """Open a name below `root`, one component at a time, following no symlink, not even the last one.
-
-    Raises:
-        OSError: ELOOP for a symlink anywhere in the path.
-    """
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise OSError(errno.EXDEV, "a path with ..")
-    at = root
+def _new_file(directory: int, name: str, content: bytes) -> None:
+    """Make a file that has its content from its first moment: the host's git may be looking."""
+    draft = f".nucleus-{os.urandom(8).hex()}"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=directory)
     try:
-        for number, part in enumerate(parts or ["."]):
-            last = number >= len(parts) - 1
-            wanted = flags if last else os.O_PATH | os.O_DIRECTORY
-            inner = os.open(part, wanted | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-            if at != root:
-                os.close(at)
-            at = inner
-        if flags & os.O_PATH and stat.S_ISLNK(os.fstat(at).st_mode):
-            raise OSError(errno.ELOOP, "a symlink")
-    except BaseException:
-        if at != root:
-            os.close(at)
-        raise
-    return at
+        with open(fd, "wb") as file:
+            file.write(content)
+        os.link(draft, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.unlink(draft, dir_fd=directory)
 
 
 def _clone(directory: int, path: str) -> int:
@@ -309,18 +385,3 @@ def _locked_down(tree: int) -> int:
     attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
     syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE, attr_set=attributes)
     return tree
-
-
-def remove_placeholders(workspace: int, placeholders: list[str]) -> None:
-    """Remove the empty directories that we made, and nothing that has come to be in them.
-
-    Runs on the host side once the pod is dead; the names are walked without following a symlink.
-    """
-    for path in placeholders:
-        holder, _, name = path.rpartition("/")
-        with suppress(OSError):
-            parent = open_beneath(workspace, holder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.rmdir(name, dir_fd=parent)
-            finally:
-                os.close(parent)

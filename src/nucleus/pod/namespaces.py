@@ -22,9 +22,9 @@ from typing import Any
 from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.pod import aftermath, cgroups
 from nucleus.pod.backend import Facts, Plan, Started
+from nucleus.pod.beneath import identity, open_beneath, remove_placeholders
 from nucleus.pod.children import Peer
 from nucleus.pod.loop import Future, Loop
-from nucleus.pod.names import remove_placeholders
 from nucleus.pod.packets import Packet, checked, close_all, pair, recv_packet, send_packet
 from nucleus.pod.runtime import POD_UID
 from nucleus.pod.spec import refuse_wide
@@ -207,6 +207,7 @@ class Namespaces:
         self._spare: Compartment | None = None
         self._network: list[int] = []
         self._mappings: dict[tuple[int, int, int], int] = {}
+        self._boxes: list[NamespacesBox] = []
         self._closed_down = False
         self._prepare_soon()
 
@@ -221,6 +222,7 @@ class Namespaces:
     async def make(self, plan: Plan, on_exit: OnExit) -> NamespacesBox:
         """See `Backend.make`."""
         box = NamespacesBox(plan)
+        self._boxes.append(box)
         began = time.monotonic_ns()
         toolchains = [self._toolchain(path) for path in plan.spec.toolchains]
         box.netns, box.listener = self._network or (await self._call("make_network")).fds
@@ -382,8 +384,7 @@ class Namespaces:
             box.placeholders += [str(path) for path in placeholders]
             started.notes += [str(note) for note in notes]
             if kind == "work":
-                known = said.get("known")
-                box.known = None if known is None else frozenset(str(path) for path in known)
+                box.known = frozenset(str(inode) for inode in said["known"])
             started.steps[kind] = said.get("steps", {})
             if kind == "agent":
                 started.pty, made.pty = made.pty, None
@@ -407,19 +408,45 @@ class Namespaces:
                 cgroups.remove(group)
         for made in box.compartments.values():
             made.group = None
-        remove_placeholders(box.plan.workspace, box.placeholders)
+        if box in self._boxes:  # a pod that is undone while it is made comes here twice
+            self._boxes.remove(box)
+        remove_placeholders(box.plan.workspace, [path for path in box.placeholders if not self._needed(box, path)])
         box.aftermath = await self._aftermath(box)
         for fd in (box.netns, box.listener if box.listener is not None else -1):
             if fd >= 0:
                 os.close(fd)
         box.netns, box.listener = -1, None
 
+    def _needed(self, box: NamespacesBox, path: str) -> bool:
+        """Does another pod rely on this placeholder? Removing it would take that pod's mount away, silently.
+
+        A pod of the same workspace inherits it; one of a workspace above or below keeps it there for good.
+        """
+        holder, _, name = path.rpartition("/")
+        try:
+            directory = open_beneath(box.plan.workspace, holder, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return True
+        try:
+            inode = identity(os.stat(name, dir_fd=directory, follow_symlinks=False))
+        except OSError:
+            return True
+        finally:
+            os.close(directory)
+        for other in self._boxes:
+            same = os.path.samestat(os.fstat(other.plan.workspace), os.fstat(box.plan.workspace))
+            if inode in other.known if other.known is not None else same:
+                if same:
+                    other.placeholders.append(path)
+                return True
+        return False
+
     async def _aftermath(self, box: NamespacesBox) -> list[str]:
         """What commands left that would run on the host, set aside by a child as the workspace's owner."""
         if "work" not in box.compartments or not box.protect:
             return []
         if box.known is None:
-            return ["there were too many protected names to look for new ones"]
+            return []  # nothing of it ever ran
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
