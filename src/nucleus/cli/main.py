@@ -41,8 +41,28 @@ VERBS = ("exec", "run", "serve", "approvals", "policy", "audit", "doctor", "help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: the process's own); return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command line; return the exit code. Without `argv`: the process's own, and the process may end here."""
+    if argv is not None:
+        return _run_guarded(list(argv))
+    code = _run_guarded(sys.argv[1:])
+    if "threading" not in sys.modules:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End the process without the interpreter's teardown (2 ms), which has nothing of ours to do but this flush."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = 141
+    except OSError:
+        return  # a full disk, say: the interpreter's own last flush reports it
+    os._exit(code)
+
+
+def _run_guarded(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
