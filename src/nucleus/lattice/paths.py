@@ -233,7 +233,8 @@ PROTECTED: tuple[str, ...] = (
     ".git", ".gitmodules", ".envrc", ".vscode/", ".idea/", ".claude/", ".mcp.json", ".cursor/", ".cursorrules",
     ".codex/", ".gemini/", ".husky/", ".githooks/", ".pre-commit-config.yaml", ".lefthook.yml", "lefthook.yml",
     ".devcontainer/", ".direnv/", ".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv", ".vimrc", ".exrc",
-    ".nvimrc", ".nvim.lua", ".gdbinit", ".lldbinit", ".inputrc", ".mise.toml", ".fleet/", ".zed/",
+    ".nvimrc", ".nvim.lua", ".gdbinit", ".lldbinit", ".inputrc", ".mise.toml", ".fleet/", ".zed/", "**/.hg/hgrc",
+    "**/.jj/repo/config.toml",
 )  # fmt: skip
 
 _SENSITIVE_SET = path_set(frozenset(SENSITIVE), True)
