@@ -72,6 +72,7 @@ class Builder:
         self._directory = directory
         self._peers: dict[str, children.Peer] = {}
         self.stopping = False
+        self.door: socket.socket | None = None  # the helper's listener
         self._commands = commands
         self._child("template", template)
         self._child("zygote", boot.start(commands["zygote"]))
@@ -124,7 +125,17 @@ class Builder:
         if self.stopping:
             return
         self.stopping = True
+        self._shut_door()
         self.loop.task(self._stop(reason))
+
+    def _shut_door(self) -> None:
+        """Who comes now finds no helper, rather than one that refuses everybody; the next one waits for our lock."""
+        if self.door is not None:
+            self.loop.forget(self.door.fileno())
+            self.door.close()
+            self.door = None
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._directory}/helper.sock")
 
     async def _stop(self, reason: str) -> None:
         for future in [self.pods.destroy(pod, reason) for pod in list(self.pods.all.values())] if self.pods else []:
@@ -339,7 +350,7 @@ def _accept(builder: Builder, listener: socket.socket) -> None:
     except OSError:
         return
     try:
-        if len(builder.launchers) >= LAUNCHERS or builder.stopping:
+        if len(builder.launchers) >= LAUNCHERS:
             raise DeniedError("too many launchers", rule="helper.launchers")
         builder.serve(channel, check_peer(channel))
     except NucleusError as error:
@@ -362,7 +373,7 @@ def run(
     builder = Builder(state, directory, commands, template, helper=helper)
     _end_on_signals(builder)
     if listener is not None:
-        door = listener
+        builder.door = door = listener
         builder.loop.on_readable(door.fileno(), lambda: _accept(builder, door))
         builder.watch_idle()
         if tell:
@@ -372,9 +383,6 @@ def run(
     else:
         builder.serve(socket.socket(fileno=3), os.getuid())
     builder.loop.run()
-    if helper:
-        with suppress(FileNotFoundError):
-            os.unlink(f"{directory}/helper.sock")
     return 0
 
 

@@ -200,27 +200,32 @@ def start_helper() -> socket:
     runtime = runtime_dir()
     if os.geteuid() == 0:
         _check_passable(state_dir())  # here, where the reason has somewhere to go
-    ready, tell = os.pipe2(os.O_CLOEXEC)
-    try:
-        _spawn(["--helper", "--state", state_dir(), "--runtime", runtime], tell, detach=True)
-        os.close(tell)
-        tell = -1
-        os.read(ready, 1)  # one byte once it listens; the end when it did not or another helper has the lock
-    finally:
-        os.close(ready)
-        if tell >= 0:
-            os.close(tell)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
+        _spawn_helper(runtime)
         channel = connect_helper()
         if channel is not None:
             return channel
-        time.sleep(0.01)
+        time.sleep(0.05)  # one that is ending still has the lock: ours could not start
     raise SandboxError(
         "the resident helper did not start",
         rule="helper.start",
         next_step="Run the command again with --no-helper to see the reason.",
     )
+
+
+def _spawn_helper(runtime: str) -> None:
+    """Start a helper; return once it listens, or has ended (another one has the lock, or it could not start)."""
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    try:
+        _spawn(["--helper", "--state", state_dir(), "--runtime", runtime], tell, detach=True)
+        os.close(tell)
+        tell = -1
+        os.read(ready, 1)
+    finally:
+        os.close(ready)
+        if tell >= 0:
+            os.close(tell)
 
 
 def private_builder() -> socket:
