@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +165,21 @@ def test_a_config_that_the_host_replaced_while_the_pod_ran(site: Site) -> None:
     assert "fsmonitor" in (site.workspace / (".git/config" + SUFFIX)).read_text()
     stop = [record for record in site.records() if record["event"] == "pod.stop"]
     assert ".git/config was made in the pod" in json.dumps(stop)
+
+
+def test_a_fork_bomb_that_leaves_its_session(site: Site) -> None:
+    """Its members share the processor with hands, which must not need its share of it to end them."""
+    site.write("attack.py", """
+import os
+while True:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+    except OSError:
+        pass
+""")  # fmt: skip
+    with Held(site) as pod:
+        pod.operate(kind="run", argv=["python3", "attack.py"], timeout_ms=1_000)
+        end = time.monotonic() + 20
+        while pod.operate(kind="run", argv=["true"]).get("status") != "ok":
+            assert time.monotonic() < end, "the pod does not come back"

@@ -34,7 +34,8 @@ _CHUNK = 1 << 16
 _TURN = 1 << 18  # bytes read from one pipe before others get their turn
 _TAIL = 1 << 20  # bytes of output that are read after the leader's end
 _U32 = struct.Struct(">I")
-_SWEEPS = 200  # rounds of killing orphans before everything of the pod is killed
+_SWEEPS = 200  # rounds of killing orphans before everything of the pod is killed,
+_SWEEP_SECONDS = 0.5  # or this long: a fork bomb leaves us one part in hundreds of the processor
 _STAGE_DIRECTORY, _STAGE_FILTER, _STAGE_EXEC = range(3)
 # What Python ignores, a program expects as default.
 _RESET = tuple(getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGCHLD", "SIGINT") if hasattr(signal, name))
@@ -241,14 +242,18 @@ def kill_orphans(known: Callable[[], set[int]], reap: Callable[[], None]) -> Non
         known: pids that are ours to keep.
         reap: waits for whatever has ended, without blocking.
 
-    What outruns `_SWEEPS` rounds is a fork bomb: then everything in the pid namespace is killed, other commands too.
+    What outruns `_SWEEPS` rounds or `_SWEEP_SECONDS` is a fork bomb: then everything in the pid namespace is killed,
+    other commands too.
     """
     me = os.getpid()
+    end = time.monotonic() + _SWEEP_SECONDS
     for attempt in range(_SWEEPS):
         reap()
         strangers = children(me) - known()
         if not strangers:
             return
+        if time.monotonic() > end:
+            break
         for pid in strangers:
             try:
                 os.kill(pid, signal.SIGKILL)
