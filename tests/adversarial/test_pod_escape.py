@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -183,3 +184,19 @@ while True:
         end = time.monotonic() + 20
         while pod.operate(kind="run", argv=["true"]).get("status") != "ok":
             assert time.monotonic() < end, "the pod does not come back"
+
+
+def test_no_core_dump_and_no_lease(site: Site) -> None:
+    """With a limit of 0 a core_pattern that is a pipe would run a program of the host's root on what the pod chose."""
+    site.write("attack.py", """
+import fcntl, os, resource
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+print(resource.getrlimit(resource.RLIMIT_CORE))
+try:
+    fcntl.fcntl(os.open("attack.py", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+except PermissionError:
+    print("held")
+""")  # fmt: skip
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    expected = "(1, 1)" if hard else "(0, 0)"
+    assert site.exec("python3", "attack.py").stdout == f"{expected}\nheld\n"

@@ -104,7 +104,7 @@ class Filter:
         assert number is not None
         action = decide(self.program, arch or ARCH[self.machine], number, *arguments)
         if action & 0xFFFF0000 == 0x00050000:
-            return errno.errorcode[action & 0xFFFF]
+            return errno.errorcode[action & 0xFFFF] if action & 0xFFFF else "pretend"
         return {ALLOW: "allow", KILL: "kill"}[action]
 
 
@@ -305,6 +305,16 @@ def test_setid_bits_in_open(rules: Filter, name: str, at: int) -> None:
         assert says(flags, 0o1755) == "allow"
     for flags in (0, 1, 2, 0o2000000, 0o200000):
         assert says(flags, 0xFFFFFFFF) == "allow", "no mode is read: garbage in its register is not judged"
+
+
+def test_core_limits_are_only_said_to_change(rules: Filter) -> None:
+    for call in [("prlimit64", 0, 4, 1 << 40, 0), ("prlimit64", 0, 4, 1, 0), ("setrlimit", 4, 1)]:
+        if rules.number(call[0]) is not None:
+            assert rules.says(*call) == "pretend", call
+    assert rules.says("prlimit64", 0, 4, 0, 1) == "allow"
+    assert rules.says("prlimit64", 0, 7, 1, 0) == "allow"
+    assert rules.says("fcntl", 3, 1024, 1) == "EPERM"
+    assert rules.says("fcntl", 3, 1025) == "allow"
 
 
 def test_an_unknown_machine_or_profile_is_an_error() -> None:

@@ -14,7 +14,11 @@ Promises of ``agent`` and ``hands``: an allow list; other architectures (x32 inc
     than a pod without a way out can need;
  3. TIOCSTI, TIOCLINUX, TIOCCONS and TIOCSETD (compared on the 32 bits that the kernel uses);
  4. setuid and setgid bits on files and directories, device nodes: what is left in the workspace is on the host's disk;
- 5. every personality but the default.
+ 5. every personality but the default;
+ 6. file leases: a host program that opens a leased file waits for up to 45 s (fs.lease-break-time).
+A change of RLIMIT_CORE is said to be done and is not: programs that hold secrets ask for no core files and insist, and
+with the limit of 1 that a pod starts with there is none, not even where core_pattern pipes it into a program of the
+host's root, which a limit of 0 does not stop (core(5)).
 Relies on no_new_privs being set. Does not: confine files (Landlock, mounts) or reach (the netns); keep *hands itself*
 from making a setuid file (openat2's mode is behind a pointer).
 """
@@ -57,6 +61,9 @@ _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _MODE_ARGUMENT = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "creat": 1, "mkdir": 1, "mkdirat": 2}
 _NODE_ARGUMENT = {"mknod": 1, "mknodat": 2}
 _OPEN_ARGUMENTS = {"open": (1, 2), "openat": (2, 3)}  # flags, mode
+_RLIMIT_ARGUMENTS = {"setrlimit": (0, None), "prlimit64": (1, 2)}  # resource, new limit where it may be missing
+_RLIMIT_CORE = 4
+_F_SETLEASE = 1024
 _SEND_FLAGS = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}
 _MSG_OOB = 1
 _OPTIONS = ((6, 31), (17, 100))  # (SOL_TCP, TCP_ULP), (SOL_UDP, UDP_ENCAP)
@@ -151,6 +158,8 @@ def _allow_list(asm: _Assembler, machine: str) -> None:
         "clone",
         "personality",
         "setsockopt",
+        "fcntl",
+        *_RLIMIT_ARGUMENTS,
         *_SEND_FLAGS,
         *_MODE_ARGUMENT,
         *_NODE_ARGUMENT,
@@ -162,7 +171,7 @@ def _allow_list(asm: _Assembler, machine: str) -> None:
     plain = sorted(n for name, n in numbers.items() if n is not None and name not in special)
     _search(asm, _ranges(plain))
     _blocks(asm, numbers)
-    for label, action in (("allow", _ALLOW), ("eperm", _ERRNO | _EPERM)):
+    for label, action in (("allow", _ALLOW), ("eperm", _ERRNO | _EPERM), ("pretend", _ERRNO)):
         asm.label(label)
         asm.ret(action)
     for label, code in _ERRNOS.items():
@@ -222,7 +231,32 @@ def _blocks(asm: _Assembler, numbers: dict[str, int | None]) -> None:
     asm.when(_JEQ, 0xFFFFFFFF, "allow")
     asm.jump("eperm")
 
-    _mode_blocks(asm, {name for name, number in numbers.items() if number is not None})
+    asm.label("fcntl")
+    asm.load(_argument(1))
+    asm.when(_JEQ, _F_SETLEASE, "eperm")
+    asm.jump("allow")
+
+    present = {name for name, number in numbers.items() if number is not None}
+    _limit_blocks(asm, present)
+    _mode_blocks(asm, present)
+
+
+def _limit_blocks(asm: _Assembler, present: set[str]) -> None:
+    for name, (resource, pointer) in _RLIMIT_ARGUMENTS.items():
+        if name not in present:
+            continue
+        asm.label(name)
+        asm.load(_argument(resource))
+        asm.when(_JEQ, _RLIMIT_CORE, f"{name}.core")
+        asm.jump("allow")
+        asm.label(f"{name}.core")
+        if pointer is None:
+            asm.jump("pretend")
+            continue
+        for half in (0, 4):
+            asm.load(_argument(pointer) + half)
+            asm.when(_JGE, 1, "pretend")
+        asm.jump("allow")
 
 
 def _socket_blocks(asm: _Assembler) -> None:

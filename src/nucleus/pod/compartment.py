@@ -373,7 +373,8 @@ def _limits(order: Order) -> None:
     socket.sethostname("pod")
     syscalls.join_new_session_keyring()
     for which, bound in (
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # not 0: see nucleus.kernel.seccomp
+        (resource.RLIMIT_RTPRIO, 0),
         (resource.RLIMIT_NOFILE, NOFILE),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_NPROC, order.pids),
