@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: nucleus exec [options] -- COMMAND [ARGUMENT...]
 
-  --profile NAME       a bundled or installed policy (default: restrictive)
+  --profile NAME       a bundled policy (default: restrictive)
   --policy FILE        a policy file
   --workdir DIR        the workspace (default: the current directory)
   --trust-workspace    the workspace's content is not untrusted input
@@ -208,8 +208,8 @@ def _report(reply: dict[str, Any], as_json: bool) -> int:
         return _refused(reply, as_json)
     result = reply.get("result") or {}
     if not as_json:
-        write_all(1, _bytes(result, "stdout"))
-        write_all(2, _bytes(result, "stderr"))
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            write_all(descriptor, _for(descriptor, _bytes(result, name)))
         for name in ("stdout", "stderr"):
             if result.get(f"{name}_truncated"):
                 sys.stderr.write(f"nucleus: {name} was truncated\n")
@@ -219,6 +219,16 @@ def _report(reply: dict[str, Any], as_json: bool) -> int:
     if isinstance(number, int) and number:
         return 128 + number
     return code if isinstance(code, int) else 1
+
+
+def _for(descriptor: int, data: bytes) -> bytes:
+    """Exact bytes for a pipe or file; on the person's terminal control sequences are shown, not obeyed."""
+    if not data or not os.isatty(descriptor):
+        return data
+    from nucleus.cli.terminal import Plain
+
+    plain = Plain()
+    return plain(data) + plain(b"")
 
 
 def _refused(reply: dict[str, Any], as_json: bool) -> int:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: nucleus run [options] -- AGENT [ARGUMENT...]
 
-  --profile NAME       a bundled or installed policy (default: restrictive)
+  --profile NAME       a bundled policy (default: restrictive)
   --policy FILE        a policy file
   --workdir DIR        the workspace (default: the current directory)
   --share-workspace    show the agent a filtered view of the workspace (reads then are not mediated)

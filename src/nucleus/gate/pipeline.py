@@ -120,7 +120,9 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
         raise ApprovalRequiredError(
             f"{decision.reason}; needs {obligations}: {why.get(approval.verdict, 'the approver said no')}",
             rule=decision.rule,
-            next_step=decision.next_step,
+            next_step="Answer in a second terminal: `nucleus approvals watch`; or change the policy."
+            if approval.verdict == "no_approver"
+            else decision.next_step,
         )
     # The wait may have outlived the time window: decide again; a human's yes never lifts a denial.
     state.decision = again = yield fx.Decide(operation)

@@ -16,6 +16,7 @@ import os
 import sys
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 
+from nucleus.errors import NucleusError
 from nucleus.kernel import syscalls
 from nucleus.pod import runtime
 from nucleus.pod.packets import enlarge
@@ -29,14 +30,13 @@ if TYPE_CHECKING:
 SIGKILL = 9  # signal.SIGKILL; `signal` imports enum
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 # Not -m, which imports runpy, pkgutil and what they need. Imports make no garbage: each process turns its collector on
-# again when its imports are done. No plugin that another package brings for pydantic has a place in a gate.
+# again when its imports are done.
 _QUIET = "import gc; gc.disable(); "
-_NO_PLUGINS = "import os; os.environ['PYDANTIC_DISABLE_PLUGINS'] = '__all__'; "
 COMMANDS: Commands = {
     name: (sys.executable, "-I", "-c", f"{_QUIET}{code}")
     for name, code in {
         "authority": "from nucleus.authority.main import main; raise SystemExit(main())",
-        "template": f"{_NO_PLUGINS}from nucleus.server.template import process; process()",
+        "template": "import nucleus.server.bare_pydantic; from nucleus.server.template import process; process()",
         "zygote": "from nucleus.pod.zygote import main; raise SystemExit(main())",
     }.items()
 }
@@ -84,10 +84,16 @@ def _run(helper: bool, state: str, directory: str, commands: Commands) -> int:
     told = _is_open(3)  # asked before anything of ours can become number 3
     syscalls.set_dumpable(False)
     os.umask(0o077)
-    runtime.private_directory(directory)
-    if helper and not _lock(directory):
-        return 0
-    runtime.prepare_state(state)
+    try:
+        runtime.private_directory(directory)
+        if helper and not _lock(directory):
+            return 0
+        runtime.prepare_state(state)
+        if helper:
+            runtime.note_state(directory, state)
+    except NucleusError as error:
+        sys.stderr.write(error.diagnostics() + "\n")
+        return error.exit_code
     template = start(commands["template"])
     gc.disable()
     from nucleus.pod import builder  # only now, see above

@@ -172,7 +172,41 @@ def open_builder(use_helper: bool = True) -> socket:
     Raises:
         SandboxError: no builder can be reached.
     """
-    return (connect_helper() or start_helper()) if use_helper else private_builder()
+    if not use_helper:
+        return private_builder()
+    channel = connect_helper()
+    if channel is None:
+        return start_helper()
+    try:
+        _check_state()
+    except SandboxError:
+        channel.close()
+        raise
+    return channel
+
+
+def note_state(runtime: str, state: str) -> None:
+    """The helper says which state directory is its own."""
+    fd = os.open(os.path.join(runtime, "helper.state"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, os.fsencode(state))
+    finally:
+        os.close(fd)
+
+
+def _check_state() -> None:
+    """A record that goes elsewhere than asked is an error, not a surprise. Raises SandboxError."""
+    try:
+        with open(os.path.join(runtime_dir(), "helper.state"), "rb") as file:
+            has = os.fsdecode(file.read(8_192))
+    except OSError:
+        return  # it is just starting, or a test's
+    if has != state_dir():
+        raise SandboxError(
+            f"the resident helper keeps its records in {has}, not in {state_dir()}",
+            rule="helper.state",
+            next_step="Stop it with `nucleus helper stop`, or name another NUCLEUS_RUNTIME as well.",
+        )
 
 
 def connect_helper() -> socket | None:
