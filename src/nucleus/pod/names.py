@@ -15,13 +15,18 @@ Promises, for the view that it is given, before anything untrusted runs in it:
 Relies on: `open_beneath` for every name it touches; `matcher` for the globs.
 Does not: cover names that appear later (the gate decides those by name; what a command makes, `aftermath` sets aside),
 a second hard link to a blocked file, or what a symlink is called (its target has a name of its own).
-The walk is bounded: a workspace of more than `WALK_ENTRIES` names fails closed when the policy blocks or protects any.
+Somebody may be moving directories meanwhile (another pod with this workspace), from where the walk has not been to
+where it has: each directory's ctime, which nobody can set, is taken before it is listed and looked at again after all
+is covered; what has changed is walked again. So there is a moment at which every directory was as it was listed.
+A workspace that does not come to rest for `PATIENCE_SECONDS` fails closed, and one of more than `WALK_ENTRIES` names.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,10 +35,13 @@ from nucleus.errors import SandboxError
 from nucleus.kernel import syscalls
 from nucleus.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from nucleus.pod import gitconfig
-from nucleus.pod.beneath import COMMONDIR, identity, open_beneath
+from nucleus.pod.beneath import COMMONDIR, identity, new_file, open_beneath
 
 WALK_ENTRIES = 100_000  # names looked at
 MOUNTS = 4_096  # names covered or protected
+PATIENCE_SECONDS = 2.0  # for a workspace that is being changed
+FINE_CTIME = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 13)  # multigrain
+_TICK_NS = 10_000_000  # the longest (CONFIG_HZ=100)
 REPOSITORY = ("hooks", "commondir", "config", "config.worktree")  # what git runs, or takes that from
 BARE = {"HEAD", "objects", "refs"}  # what git takes for a repository (setup.c, is_git_directory)
 Match = Callable[[str], bool]
@@ -107,14 +115,29 @@ class Workspace:
         self._scratch = scratch
         self._writable = writable
         self.applied = Applied()
+        # Directory → (device, inode, ctime in ns) before it was listed, the last ones listed at the end.
+        self._listed: dict[str, tuple[int, int, int]] = {}
 
     def apply(self, blocked: Match, protected: Match) -> Applied:
         """Cover and protect.
 
         Raises:
-            SandboxError: rule ``pod.workspace``: the workspace is too large to look through.
+            SandboxError: rule ``pod.workspace``: the workspace is too large to look through, or never at rest.
         """
-        found = self._walk(blocked, protected)
+        end = time.monotonic() + PATIENCE_SECONDS
+        pending = [""]
+        while pending:
+            self._apply(self._walk(blocked, protected, pending))
+            pending = self._changed()
+            if pending and time.monotonic() > end:
+                raise SandboxError(
+                    f"the workspace is being changed ({pending[0] or '.'}): blocked names cannot be hidden reliably",
+                    rule="pod.workspace",
+                    next_step="Wait for the program that changes it, or end the other pod.",
+                )
+        return self.applied
+
+    def _apply(self, found: _Found) -> None:
         for path in found.guarded:
             self._read_only(path)
         for path, is_directory in found.git:
@@ -123,15 +146,32 @@ class Workspace:
             self._repository(path)
         for path, is_directory in found.hidden:
             self._cover(path, is_directory)
-        return self.applied
 
-    def _walk(self, blocked: Match, protected: Match) -> _Found:
+    def _changed(self) -> list[str]:
+        """The directories that are no longer as they were listed; they are forgotten, to be listed again.
+
+        The last ones listed are looked at first: those change most, and are at rest for the shortest time.
+        """
+        changed = []
+        for base, stamp in reversed(self._listed.items()):
+            try:
+                if _stamp(os.stat(base or ".", dir_fd=self._root, follow_symlinks=False)) == stamp:
+                    continue
+            except OSError:
+                pass
+            changed.append(base)
+        for base in changed:
+            del self._listed[base]
+        return changed
+
+    def _walk(self, blocked: Match, protected: Match, pending: list[str]) -> _Found:
         found = _Found()
         seen = 0
-        pending = [""]
         while pending:
             base = pending.pop()
-            entries = self._entries(base)
+            if base in self._listed:
+                continue
+            entries = self._entries(base, note=True)
             seen += len(entries)
             if seen > WALK_ENTRIES:
                 raise SandboxError(
@@ -195,12 +235,14 @@ class Workspace:
         finally:
             os.close(fd)
 
-    def _entries(self, base: str) -> list[os.DirEntry[str]]:
+    def _entries(self, base: str, *, note: bool = False) -> list[os.DirEntry[str]]:
         try:
             fd = self._open(base or ".", os.O_RDONLY | os.O_DIRECTORY)
         except (PermissionError, FileNotFoundError):
             return []  # nobody in the pod can read it either, or it has just gone
         try:
+            if note:
+                self._listed[base] = _stamp(os.fstat(fd))
             with os.scandir(fd) as entries:
                 return list(entries)
         finally:
@@ -285,7 +327,7 @@ class Workspace:
                 if content is None:
                     os.mkdir(name, 0o755, dir_fd=parent)
                 else:
-                    _new_file(parent, name, content)
+                    new_file(parent, name, content)
             finally:
                 os.close(parent)
             self.applied.placeholders.append(path)
@@ -359,16 +401,10 @@ class Workspace:
         return open_beneath(self._root, path, flags)
 
 
-def _new_file(directory: int, name: str, content: bytes) -> None:
-    """Make a file that has its content from its first moment: the host's git may be looking."""
-    draft = f".nucleus-{os.urandom(8).hex()}"
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=directory)
-    try:
-        with open(fd, "wb") as file:
-            file.write(content)
-        os.link(draft, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-    finally:
-        os.unlink(draft, dir_fd=directory)
+def _stamp(found: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a directory does; never the same twice while a later change might have the same ctime."""
+    young = time.time_ns() - found.st_ctime_ns <= 2 * _TICK_NS
+    return found.st_dev, found.st_ino, -time.monotonic_ns() if young and not FINE_CTIME else found.st_ctime_ns
 
 
 def _clone(directory: int, path: str) -> int:
