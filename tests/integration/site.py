@@ -80,7 +80,7 @@ class Site:
         """A process of the site's user, in the workspace, without a controlling terminal."""
         return subprocess.Popen(
             argv, cwd="/", env=self.environment(), preexec_fn=self.become, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **{"stdin": subprocess.DEVNULL, **keywords},
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **keywords},
         )  # fmt: skip
 
     def cli(self, *arguments: str, timeout: float = 60, program: str = "nucleus") -> subprocess.CompletedProcess[str]:

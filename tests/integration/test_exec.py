@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 
 import pytest
 
-from .site import Site
+from .site import BIN, Site
 
 
 def test_42(site: Site) -> None:
@@ -126,3 +128,30 @@ def test_a_shared_workspace_is_on_record_as_unmediated(site: Site) -> None:
     assert done.stdout == "hello", done.stderr
     started = [r for r in site.records() if r["event"] == "pod.start"][-1]
     assert started["context"]["isolation"]["unmediated"] is True
+
+
+def test_records_never_go_elsewhere_than_asked(site: Site) -> None:
+    assert site.exec("true").returncode == 0  # a helper runs, with its own state directory
+    argv = [str(BIN / "nucleus"), "exec", "--profile", "codegen", "--workdir", str(site.workspace), "--", "true"]
+    other = {**site.environment(), "NUCLEUS_STATE": str(site.directory / "other")}
+    with site.start(["/usr/bin/env", *(f"{name}={value}" for name, value in other.items()), *argv]) as child:
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 6
+    assert "rule: helper.state" in err
+
+
+def test_a_commands_output_obeys_no_terminal(site: Site) -> None:
+    master, slave = pty.openpty()
+    code = r"print('\x1b[2J\x1b]0;title\x07FAKE PROMPT')"
+    argv = [str(BIN / "nucleus"), "exec", "--profile", "codegen", "--approvals", "none"]
+    with site.start(
+        [*argv, "--workdir", str(site.workspace), "--", "python3", "-c", code], stdout=slave, stderr=slave
+    ) as child:
+        os.close(slave)
+        shown = b""
+        while b"FAKE PROMPT" not in shown:
+            shown += os.read(master, 4096)
+        child.wait(timeout=30)
+    os.close(master)
+    assert b"\x1b" not in shown
+    assert b"\x07" not in shown
