@@ -67,7 +67,7 @@ def test_lone_surrogates_are_refused() -> None:
 
 def test_every_operation_is_in_the_adapter_and_has_a_capability() -> None:
     capabilities = {model.capability for model in OPERATIONS}
-    assert len(capabilities) == 12
+    assert len(capabilities - {"tools"}) == 12  # external tools are decided by what the policy declares of them
     for model in OPERATIONS:
         kind = model.model_fields["kind"].default
         assert f'"{kind}"' in json.dumps(ADAPTER.json_schema())

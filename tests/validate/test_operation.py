@@ -177,7 +177,7 @@ def test_every_operation_has_a_limit_on_every_text_field() -> None:
         "read": {"path": "a"}, "write": {"path": "a", "content": ""}, "edit": {"path": "a", "old": "a", "new": ""},
         "glob": {"pattern": "a"}, "grep": {"pattern": "a"}, "run": {"argv": ("a",)}, "git_commit": {"message": "m"},
         "web_fetch": {"url": "http://a/"}, "web_search": {"query": "q"}, "create_pr": {"title": "t"},
-        "manage_pods": {"action": "list"},
+        "manage_pods": {"action": "list"}, "tool": {"server": "s", "tool": "t"},
     }  # fmt: skip
     for family in ops.OPERATIONS:
         for name, info in family.model_fields.items():

@@ -27,7 +27,7 @@ NS_PER_S = 1_000_000_000
 GIT_DEADLINE_MS = LIMITS.search_timeout_ms + 5 * (LIMITS.grace_ns // 1_000_000)
 _COMMANDS = frozenset({"run", "git_status", "git_diff", "git_commit"})
 _FILES = frozenset({"read", "write", "edit"})
-_NETWORK = frozenset({"web_fetch", "web_search", "git_push", "create_pr", "manage_pods"})
+_NETWORK = frozenset({"web_fetch", "web_search", "git_push", "create_pr", "manage_pods", "tool"})
 _SEARCHES = frozenset({"glob", "grep"})
 
 

@@ -5,7 +5,8 @@ Layout (36 bits): bits 2i and 2i+1 are capability i's level as a thermometer (00
 ``a & ~b == 0``.
 Promises: `meet`, `join`, `leq` and `nu` are straight-line bit arithmetic, no branch on a bit, so the same functions run
 on ints in production and on Z3 bit-vectors in proofs. ν (`nu`) clears the unattended bit of each enabled
-exfiltration capability when all three trifecta legs are live.
+exfiltration capability when all three trifecta legs are live; a leg may also be live outside the twelve (tools, what a
+session has seen).
 What holds: ν is deflationary and idempotent; its fixed points are closed under meet. What does not: ν is not
 monotone and does not preserve meet on raw elements; after a join, normalize again.
 Does not: know operations, paths or contexts beyond the two facts that shape the legs.
@@ -28,6 +29,12 @@ UNATTENDED = 2 * COUNT  # position of the first unattended bit
 NEVER, LOW_RISK, ALWAYS = 0b00, 0b01, 0b11
 LEVELS: dict[str, int] = {"never": NEVER, "low_risk": LOW_RISK, "always": ALWAYS}
 LEVEL_NAMES: dict[int, str] = {value: name for name, value in LEVELS.items()}
+
+# The legs of the trifecta as bits, and one more fact about an operation: it changes something outside the pod.
+PRIVATE, UNTRUSTED, EXFILTRATION, STATE = 1, 2, 4, 8
+LEG_NAMES: dict[str, int] = {
+    "private": PRIVATE, "untrusted": UNTRUSTED, "exfiltration": EXFILTRATION, "state": STATE,
+}  # fmt: skip
 
 BOTTOM = 0
 TOP = (1 << WIDTH) - 1
@@ -95,18 +102,26 @@ def _any_enabled(a: Any, indices: tuple[int, ...]) -> Any:
     return live & 1
 
 
-def trifecta(a: Any, with_legs: Legs = WORST) -> Any:
-    """1 when all three legs are live, else 0."""
+def trifecta(a: Any, with_legs: Legs = WORST, outside: Any = 0) -> Any:
+    """1 when all three legs are live, else 0. `outside`: legs (bits) that are live besides the twelve capabilities."""
     return (
-        _any_enabled(a, with_legs.private)
-        & _any_enabled(a, with_legs.untrusted)
-        & _any_enabled(a, with_legs.exfiltration)
+        (_any_enabled(a, with_legs.private) | outside)
+        & (_any_enabled(a, with_legs.untrusted) | (outside >> 1))
+        & (_any_enabled(a, with_legs.exfiltration) | (outside >> 2))
+        & 1
     )
 
 
-def nu(a: Any, with_legs: Legs = WORST) -> Any:
-    """Normalize: with the trifecta live, no enabled exfiltration capability stays unattended."""
-    live = trifecta(a, with_legs)
+def nu(a: Any, with_legs: Legs = WORST, outside: Any = 0) -> Any:
+    """Normalize: with the trifecta live, no enabled exfiltration capability stays unattended.
+
+    Args:
+        a: an element.
+        with_legs: which capability is which leg.
+        outside: 0..7, bits `PRIVATE`, `UNTRUSTED`, `EXFILTRATION`: legs that are live by other means (declared tools,
+            what the session has already seen).
+    """
+    live = trifecta(a, with_legs, outside)
     cleared = a & 0
     for index in with_legs.exfiltration:
         cleared = cleared | ((live & (a >> (2 * index)) & 1) << (UNATTENDED + index))

@@ -1,14 +1,15 @@
 """The one decision function: policy, operation and context in, one `Decision` out.
 
-Deny beats ask beats allow; among equals the first of this order is reported:
+Deny beats ask beats allow; among equals the first of this order is reported, and `Decision.met` lists them all:
 
  1. isolation floor      the pod is weaker than the policy demands: deny
  2. time window          over, or not yet: deny
- 3. capability           never: deny; a command needs the capability of what it does too (`git push` is git_push)
+ 3. capability           never: deny; a command needs the capability of what it does too (`git push` is git_push);
+                         an external tool has what `tools` declares of it, and one that is not declared asks
  4. paths                blocked or not on the allow list: deny (block wins); protected names are read-only: deny
  5. commands, hosts      deny rules deny, ask rules ask
- 6. approve              the policy wants a person for this capability: ask
- 7. trifecta             private data, untrusted content and a way out together: the way out asks
+ 6. approve              the policy wants a person for this capability or tool: ask
+ 7. trifecta             private data, untrusted content and a way out together: the way out asks (`trifecta`: modes)
  8. risk                 what `low_risk` leaves unattended is the table below; all else asks
 
 low_risk, unattended    | only where
@@ -22,6 +23,7 @@ web_fetch               | GET or HEAD without a body, to a listed host
 web_search              | always (the trifecta rule covers the query)
 manage_pods             | list
 git_push, create_pr     | never
+tool                    | it neither exfiltrates nor changes state
 
 `always` drops the risk conditions, not lists: an unlisted command or host still asks.
 Promises: pure and total on validated operations; monotone: if a ≤ b and both are normalized, a's decision is at most
@@ -36,16 +38,13 @@ from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
+from nucleus.lattice import trifecta
 from nucleus.lattice.commands import Command, analyse
+from nucleus.lattice.compiled import Compiled, Rules, compiled
+from nucleus.lattice.exposure import NOTHING, Exposure, tool_rules
 from nucleus.lattice.paths import is_protected, is_sensitive
-from nucleus.lattice.policy import (
-    FLOORS,
-    CommandRule,
-    Everything,
-    Policy,
-    is_blocked,
-    not_allowed,
-)
+from nucleus.lattice.policy import FLOORS, CommandRule, Everything, Policy, ToolRule
+from nucleus.lattice.provenance import Knowledge
 from nucleus.model.decision import Decision, Verdict
 from nucleus.validate.urls import split_url
 
@@ -63,7 +62,9 @@ class Context:
         egress: the pod has a way out.
         trusted_workspace: the user vouches for the workspace (``--trust-workspace``).
         isolation: the pod's rung: one of `policy.FLOORS`; anything else is below every floor.
-        task: the user's own task text (for modes that look at it; ``static`` does not).
+        seen: what the session has seen so far.
+        knowledge: the destinations that it knows; None: those of `task` alone.
+        task: the user's own task text.
     """
 
     now_ns: int
@@ -71,50 +72,62 @@ class Context:
     egress: bool = False
     trusted_workspace: bool = False
     isolation: str = FLOORS[0]
+    seen: Exposure = NOTHING
+    knowledge: Knowledge | None = None
     task: str = ""
 
 
-_RANK = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
+ALLOW, ASK, DENY = Verdict.ALLOW, Verdict.ASK, Verdict.DENY
+_RANK = {ALLOW: 0, ASK: 1, DENY: 2}
+_MET_ISOLATION, _MET_WINDOW = ("isolation.floor", ALLOW), ("time_window", ALLOW)
+_MET_CAPABILITY = {name: (f"capabilities.{name}", ALLOW) for name in cap.NAMES}
+_MET_PATHS, _MET_COMMANDS, _MET_HOSTS = ("paths", ALLOW), ("commands", ALLOW), ("hosts", ALLOW)
+_MET_APPROVE = {name: (f"approve.{name}", ALLOW) for name in cap.NAMES}
+_MET_TRIFECTA = {mode: (f"trifecta.{mode}", ALLOW) for mode in ("static", "session", "provenance")}
+_MET_RISK = {name: (f"low_risk.{name}", ALLOW) for name in cap.NAMES}
 
 
 class _Case:
     """Findings about one operation; the gravest, and among equals the first, is the decision."""
 
+    __slots__ = ("context", "found", "met", "normal", "obligations", "policy", "ready")
+
     def __init__(self, policy: Policy, context: Context) -> None:
         self.policy = policy
         self.context = context
-        with_legs = cap.legs(egress=context.egress, trusted_workspace=context.trusted_workspace)
-        self.normal = cap.nu(policy.capabilities, with_legs)
-        self.found: Decision | None = None
+        self.ready: Compiled = compiled(policy)
+        self.normal = self.ready.normal(context.egress, context.trusted_workspace, context.seen.bits())
+        self.found: tuple[Verdict, str, str, str, str] | None = None
         self.obligations: list[str] = []
+        self.met: list[tuple[str, Verdict]] = []
 
     def deny(self, rule: str, reason: str, detail: str = "", next_step: str = "") -> None:
-        self._add(Decision(Verdict.DENY, rule, reason, detail, next_step))
+        self._add((DENY, rule, reason, detail, next_step))
 
     def ask(self, capability: str, rule: str, reason: str, detail: str = "", next_step: str = "") -> None:
         obligation = f"approval:{capability}"
         if obligation not in self.obligations:
             self.obligations.append(obligation)
-        step = next_step or "Approve it as it is asked, or change the policy."
-        self._add(Decision(Verdict.ASK, rule, reason, detail, step, (obligation,)))
+        self._add((ASK, rule, reason, detail, next_step or "Approve it as it is asked, or change the policy."))
 
-    def _add(self, decision: Decision) -> None:
-        if self.found is None or _RANK[decision.verdict] > _RANK[self.found.verdict]:
-            self.found = decision
+    def _add(self, finding: tuple[Verdict, str, str, str, str]) -> None:
+        self.met.append((finding[1], finding[0]))
+        if self.found is None or _RANK[finding[0]] > _RANK[self.found[0]]:
+            self.found = finding
 
     def low_risk(self, capability: str) -> bool:
-        return cap.level(self.normal, capability) == cap.LOW_RISK
+        return (self.normal >> (2 * cap.INDEX[capability])) & 0b11 == cap.LOW_RISK
 
-    def result(self, capability: str) -> Decision:
+    def level(self, capability: str) -> int:
+        return (self.normal >> (2 * cap.INDEX[capability])) & 0b11
+
+    def result(self, rule: str, detail: str) -> Decision:
         found = self.found
         if found is None:
-            level = cap.LEVEL_NAMES[cap.level(self.normal, capability)]
-            return Decision(
-                Verdict.ALLOW, f"capabilities.{capability}", "allowed by the policy", f"{capability}: {level}"
-            )
-        if found.verdict is not Verdict.ASK:
-            return found
-        return Decision(found.verdict, found.rule, found.reason, found.detail, found.next_step, tuple(self.obligations))
+            self.met.append((rule, ALLOW))
+            return Decision(ALLOW, rule, "allowed by the policy", detail, "", (), tuple(self.met))
+        obligations = tuple(self.obligations) if found[0] is ASK else ()
+        return Decision(*found, obligations, tuple(self.met))
 
 
 def decide(policy: Policy, operation: Base, context: Context) -> Decision:
@@ -132,18 +145,22 @@ def decide(policy: Policy, operation: Base, context: Context) -> Decision:
     kind = str(getattr(operation, "kind", ""))
     _isolation(case)  # 1
     _window(case)  # 2
+    if kind == "tool":
+        return _tool(case, operation)
     capability = operation.capability
     if kind == "run":
         _run(case, operation)
     else:
         _capability(case, capability)  # 3
-        for path in _paths_of(operation):  # 4
+        paths = _paths_of(operation)
+        for path in paths:  # 4
             _path(case, path, capability, write=operation.effect, search=kind in ("glob", "grep"))
-        if kind == "web_fetch":
-            _host(case, getattr(operation, "url", ""), capability)  # 5
-        _attended(case, capability)  # 6, 7
+        if paths:
+            case.met.append(_MET_PATHS)
+        listed = kind == "web_fetch" and _host(case, getattr(operation, "url", ""), capability)  # 5
+        _attended(case, capability, operation, listed=listed)  # 6, 7
         _risk(case, kind, operation)  # 8
-    return case.result(capability)
+    return case.result(f"capabilities.{capability}", f"{capability}: {cap.LEVEL_NAMES[case.level(capability)]}")
 
 
 def decide_path(policy: Policy, path: str, write: bool = False) -> Decision | None:
@@ -154,10 +171,12 @@ def decide_path(policy: Policy, path: str, write: bool = False) -> Decision | No
         path: relative to the workspace, normalized.
         write: the name would be changed.
     """
-    if (glob := is_blocked(policy, path)) is not None:
+    ready = compiled(policy)
+    if (glob := ready.blocked.find(path)) is not None:
         return _denied("paths.block", "this path is blocked by the policy", f"paths.block: {glob}")
-    if (missing := not_allowed(policy, path)) is not None:
-        return _denied("paths.allow", "this path is not on the policy's allow list", f"paths.allow: {missing}")
+    for globs, text in ready.allowed:
+        if globs.find(path) is None:
+            return _denied("paths.allow", "this path is not on the policy's allow list", f"paths.allow: {text}")
     if write and (glob := is_protected(path)) is not None:
         return _denied(
             "paths.protected",
@@ -193,6 +212,8 @@ def _isolation(case: _Case) -> None:
             f"isolation.floor: {floor}; the pod has: {here}",
             f"Run where {floor} is available, or lower the floor.",
         )
+    else:
+        case.met.append(_MET_ISOLATION)
 
 
 def _window(case: _Case) -> None:
@@ -207,45 +228,146 @@ def _window(case: _Case) -> None:
             f"age {max(age, 0) // 1_000_000_000} s, duration {window.duration_ns // 1_000_000_000} s",
             "Start a new pod, or widen `time_window` in the policy.",
         )
+    else:
+        case.met.append(_MET_WINDOW)
 
 
 # --- steps 3, 6 and 7: capabilities ---
 
 
 def _capability(case: _Case, name: str) -> None:
-    if cap.level(case.normal, name) == cap.NEVER:
+    if case.level(name) == cap.NEVER:
         case.deny(
             f"capabilities.{name}",
             f"the policy never allows {name}",
             f"capabilities.{name}: never",
             f"Set `capabilities.{name}` in the policy, or pick another profile.",
         )
+    else:
+        case.met.append(_MET_CAPABILITY[name])
 
 
-def _attended(case: _Case, name: str) -> None:
-    if cap.level(case.normal, name) == cap.NEVER or cap.unattended(case.normal, name):
+def _attended(case: _Case, name: str, operation: Any, *, listed: bool = False) -> None:
+    """Steps 6 and 7 for one capability."""
+    if case.level(name) == cap.NEVER:
         return
     if not cap.unattended(case.policy.capabilities, name):
         case.ask(name, f"approve.{name}", f"the policy wants a person's approval for {name}", f"approve: {name}")
+        return
+    case.met.append(_MET_APPROVE[name])
+    if name not in trifecta.ROADS:
+        return
+    ready, context = case.ready, case.context
+    if ready.static:
+        _static(case, name, not cap.unattended(case.normal, name))
+    if ready.session or ready.provenance:
+        what = trifecta.outward(name, operation, egress=context.egress, listed=listed, seen=context.seen)
+        _by_session(case, name, what)
+
+
+def _static(case: _Case, name: str, asks: bool) -> None:
+    """Step 7, mode ``static``."""
+    if not asks:
+        case.met.append(_MET_TRIFECTA["static"])
         return
     case.ask(
         name,
         "trifecta.static",
         f"{name} could carry private data out after untrusted content was read",
-        "private data, untrusted content and a way out are all enabled: " + _live(case),
+        f"private data, untrusted content and a way out are all enabled: {_live(case)}; "
+        f"seen so far: {trifecta.sources(case.context.seen)}",
         "Approve it as it is asked, or take one of the three legs out of the policy.",
     )
+
+
+def _by_session(case: _Case, name: str, what: trifecta.Outward) -> None:
+    """Step 7, modes ``session`` and ``provenance``."""
+    ready, seen = case.ready, case.context.seen
+    if ready.session:
+        if trifecta.session_asks(what, seen):
+            case.ask(
+                name,
+                "trifecta.session",
+                f"{name} could carry private data out after untrusted content was read",
+                f"this session has seen: {trifecta.sources(seen)}",
+            )
+        else:
+            case.met.append(_MET_TRIFECTA["session"])
+    if ready.provenance:
+        knowledge = case.context.knowledge or Knowledge(case.context.task)
+        why = trifecta.provenance_asks(what, seen, knowledge)
+        if why is not None:
+            case.ask(
+                name,
+                "trifecta.provenance",
+                f"{name} acts outside after untrusted content was read, on a destination that the user did not name",
+                f"{why}; this session has seen: {trifecta.sources(seen)}",
+                "Approve it as it is asked, or name the destination in the task.",
+            )
+        else:
+            case.met.append(_MET_TRIFECTA["provenance"])
 
 
 def _live(case: _Case) -> str:
     with_legs = cap.legs(egress=case.context.egress, trusted_workspace=case.context.trusted_workspace)
     parts = []
-    for title, leg in (
-        ("private", with_legs.private), ("untrusted", with_legs.untrusted), ("exfiltration", with_legs.exfiltration)
-    ):  # fmt: skip
+    for title, leg, bit in (
+        ("private", with_legs.private, cap.PRIVATE),
+        ("untrusted", with_legs.untrusted, cap.UNTRUSTED),
+        ("exfiltration", with_legs.exfiltration, cap.EXFILTRATION),
+    ):
         names = [cap.NAMES[i] for i in leg if cap.level(case.normal, cap.NAMES[i]) != cap.NEVER]
-        parts.append(f"{title}: {', '.join(names)}")
+        tools = sorted(
+            {rule.name for table in case.policy.tools for rule in table if rule.legs & bit and rule.level != cap.NEVER}
+        )
+        parts.append(f"{title}: {', '.join(names + [f'tool {name}' for name in tools]) or 'seen in this session'}")
     return "; ".join(parts)
+
+
+# --- external tools ---
+
+
+def _tool(case: _Case, operation: Any) -> Decision:
+    """Steps 3, 6, 7 and 8 for a call of an external tool; each of the policy's tables has its say."""
+    name = f"{operation.server}/{operation.tool}"
+    for rule in tool_rules(case.policy, operation):
+        _tool_by(case, rule, name, operation)
+    return case.result(f"tools.{operation.server}", f"tools: {name}")
+
+
+def _tool_by(case: _Case, rule: ToolRule, name: str, operation: Any) -> None:
+    label = "tools"
+    if not rule.name:
+        case.ask(
+            label,
+            "tools.undeclared",
+            "the policy does not declare this tool: it counts as private, untrusted and a way out",
+            f"tools: {name} is not declared; seen so far: {trifecta.sources(case.context.seen)}",
+            f"Approve it as it is asked, or declare `{name}` with its legs under `tools` in the policy.",
+        )
+        return
+    if rule.level == cap.NEVER:
+        case.deny("tools.level", "the policy never allows this tool", f"tools: {rule.name}: never")
+        return
+    case.met.append(("tools.level", ALLOW))
+    if rule.approve:
+        case.ask(label, "tools.approve", "the policy wants a person's approval for this tool", f"tools: {rule.name}")
+    what = trifecta.outward_tool(rule, operation.arguments)
+    if case.ready.static and rule.legs & cap.EXFILTRATION:
+        # As for ν: the private and untrusted legs are whatever the policy enables or the session has seen.
+        context = case.context
+        with_legs = cap.legs(egress=context.egress, trusted_workspace=context.trusted_workspace)
+        outside = case.ready.tools | context.seen.bits() | cap.EXFILTRATION
+        _static(case, label, bool(cap.trifecta(case.policy.capabilities, with_legs, outside)))
+    _by_session(case, label, what)
+    if rule.level == cap.LOW_RISK and rule.legs & trifecta.OUTWARD:
+        case.ask(
+            label,
+            "low_risk.tools",
+            "a tool that sends or changes something needs a person",
+            f"tools: {rule.name}: low_risk",
+            f"Approve it as it is asked, or set `level: always` for `{rule.name}`.",
+        )
 
 
 # --- step 4 ---
@@ -263,12 +385,13 @@ def _path(case: _Case, path: str, capability: str, *, write: bool, search: bool 
 # --- step 5 ---
 
 
-def _host(case: _Case, url: str, capability: str) -> None:
+def _host(case: _Case, url: str, capability: str) -> bool:
+    """Step 5 for a URL. True when its host is listed."""
     try:
         host = split_url("url", url).host
     except InvalidError:
         case.ask(capability, "hosts.allow", "the address cannot be read", "not a plain URL")
-        return
+        return False
     policy = case.policy
     if (line := _host_line(policy.hosts_deny, host)) is not None:
         case.deny("hosts.deny", "this host is denied by the policy", f"hosts.deny: {line}", "Change `hosts.deny`.")
@@ -284,6 +407,10 @@ def _host(case: _Case, url: str, capability: str) -> None:
             "hosts.allow",
             f"Add {host} to `hosts.allow`.",
         )
+    else:
+        case.met.append(_MET_HOSTS)
+        return True
+    return False
 
 
 def _host_line(lines: frozenset[str], host: str) -> str | None:
@@ -305,34 +432,42 @@ def _run(case: _Case, operation: Base) -> None:
     _path(case, cwd, "run_bash", write=False, search=True)
     for path in dict.fromkeys(command.paths):
         _path(case, path, "run_bash", write=path in command.written, search=path in command.weak)
+    case.met.append(_MET_PATHS)
     _lines(case, command)
     for url in command.urls:
         _host(case, url, "run_bash")
     for name in needed:
-        _attended(case, name)
+        _attended(case, name, operation)
     _run_risk(case, command, needed)
 
 
 def _lines(case: _Case, command: Command) -> None:
     for layer in command.layers:
-        if (line := _caught(case.policy.commands_deny, layer.program, layer.args)) is not None:
+        if (line := _caught(case.ready.deny, layer.program, layer.args)) is not None:
             case.deny(
                 "commands.deny",
                 "this command is denied by the policy",
                 f"commands.deny: {line}",
                 "Change `commands.deny`.",
             )
-        elif (line := _caught(case.policy.commands_ask, layer.program, layer.args)) is not None:
+        elif (line := _caught(case.ready.ask, layer.program, layer.args)) is not None:
             case.ask("run_bash", "commands.ask", "the policy asks for this command", f"commands.ask: {line}")
 
 
-def _caught(rules: frozenset[CommandRule], program: str, args: tuple[str, ...]) -> CommandRule | None:
+def _caught(rules: Rules, program: str, args: tuple[str, ...]) -> CommandRule | None:
+    for rule in rules.of(program):
+        if rule.catches(program, args):
+            return rule
     bare = program.rpartition("/")[2]
-    return next((rule for rule in rules if rule.catches(program, args) or rule.catches(bare, args)), None)
+    if bare != program:
+        for rule in rules.of(bare):
+            if rule.catches(bare, args):
+                return rule
+    return None
 
 
-def _listed(policy: Policy, command: Command) -> bool:
-    if isinstance(policy.commands_allow, Everything):
+def _listed(ready: Compiled, command: Command) -> bool:
+    if ready.listed is None:
         return True
     plain = command.plain
     if plain is None:
@@ -340,8 +475,8 @@ def _listed(policy: Policy, command: Command) -> bool:
     program, args = plain.program, plain.args
     return all(
         # A set is about plain commands: one that leaves its program's job must be named itself.
-        any(rule.admits(program, args) and not (rule.group and command.flags) for rule in rules)
-        for rules in policy.commands_allow
+        any(rule.admits(program, args) and not (rule.group and command.flags) for rule in rules.of(program))
+        for rules in ready.listed
     )
 
 
@@ -349,9 +484,11 @@ def _listed(policy: Policy, command: Command) -> bool:
 
 
 def _run_risk(case: _Case, command: Command, needed: list[str]) -> None:
-    if not _listed(case.policy, command):
+    if not _listed(case.ready, command):
         detail = command.flags[0] if command.flags else "commands.allow"
         case.ask("run_bash", "commands.allow", "this command is not on the policy's list", detail)
+    else:
+        case.met.append(_MET_COMMANDS)
     if case.low_risk("run_bash"):
         if command.flags:
             case.ask("run_bash", "low_risk.run_bash", "this command can do more than its words say", command.flags[0])

@@ -1,7 +1,8 @@
 """A policy: the product of nine small lattices, and its algebra.
 
-capabilities × paths × commands × hosts × budget × time window × isolation floor × trifecta mode. `meet` tightens each:
-allow lists are conjoined, ask and deny lists united, budget and window take the smaller, floors the stronger.
+capabilities × paths × commands × hosts × tools × budget × time window × isolation floor × trifecta modes. `meet`
+tightens each: allow lists and tool tables are conjoined, ask and deny lists united, budget and window take the smaller,
+floors the stronger, and every trifecta mode of either is in force.
 Promises: "everything" is an explicit sentinel, `EVERYTHING`; an empty allow list allows nothing, and so does the meet
 of disjoint lists (an allow is a *conjunction* of lists, so nothing has to be intersected). Frozen and hashable.
 Relies on: `capability` for the ints. Order on lists is by their text: `leq` never claims what does not hold, and may
@@ -108,6 +109,37 @@ class CommandRule:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ToolRule:
+    """What the policy declares of one external tool, or of all of a server (``server/*``).
+
+    Args:
+        name: ``server/tool`` or ``server/*``; the exact name beats the star.
+        legs: bits of `capability.PRIVATE`, `UNTRUSTED`, `EXFILTRATION`, `STATE`.
+        destination: names of the arguments that say to whom, where, or on which object it acts.
+        level: `capability.NEVER`, `LOW_RISK` (exfiltration and state changes ask) or `ALWAYS`.
+        approve: a person must say yes to each call.
+    """
+
+    name: str
+    legs: int
+    destination: tuple[str, ...] = ()
+    level: int = cap.LOW_RISK
+    approve: bool = False
+
+
+UNDECLARED = ToolRule("", cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION | cap.STATE, (), cap.LOW_RISK, True)
+
+MODES: dict[str, tuple[str, ...]] = {  # what a policy may say, and the modes that are then in force
+    "static": ("static",), "session": ("session",), "provenance": ("provenance",), "all": ("provenance", "static"),
+}  # fmt: skip
+
+
+def modes(trifecta: str) -> tuple[str, ...]:
+    """The modes in force, sorted: ``"provenance+static"`` is what ``all`` means."""
+    return tuple(trifecta.split("+"))
+
+
 ORDINARY = CommandRule(group="ordinary")
 
 PathAllow = Everything | frozenset[frozenset[str]]
@@ -141,7 +173,8 @@ class Policy:
     hosts_ask: frozenset[str] = frozenset()
     hosts_deny: frozenset[str] = frozenset()
     isolation_floor: str = FLOORS[0]
-    trifecta: str = "static"
+    trifecta: str = "static"  # modes in force, sorted, joined by "+"
+    tools: frozenset[frozenset[ToolRule]] = frozenset((frozenset(),))  # a conjunction of tables; absent is undeclared
 
     @property
     def window_ns(self) -> int:
@@ -176,6 +209,41 @@ def _leq_allow(a: Everything | frozenset[frozenset[T]], b: Everything | frozense
     return not isinstance(a, Everything) and all(any(mine <= theirs for mine in a) for theirs in b)
 
 
+def tool_rule(table: frozenset[ToolRule], server: str, tool: str) -> ToolRule:
+    """What `table` declares of a tool; `UNDECLARED` (all legs, a person each time) for none."""
+    exact, star = f"{server}/{tool}", f"{server}/*"
+    found = UNDECLARED
+    for rule in table:
+        if rule.name == exact:
+            return rule
+        if rule.name == star:
+            found = rule
+    return found
+
+
+def _leq_tools(a: frozenset[ToolRule], b: frozenset[ToolRule]) -> bool:
+    """Whatever tool is called, `a` declares it at least as strictly as `b`."""
+    names = {rule.name for rule in (*a, *b)}
+    return all(_leq_tool(_named(a, name), _named(b, name)) for name in names)
+
+
+def _named(table: frozenset[ToolRule], name: str) -> ToolRule:
+    server, _, tool = name.partition("/")
+    return tool_rule(table, server, tool)
+
+
+def _leq_tool(a: ToolRule, b: ToolRule) -> bool:
+    if a.level == cap.NEVER:
+        return True
+    return (
+        cap.leq(a.level, b.level)
+        and (a.approve or not b.approve)
+        and b.legs & ~a.legs == 0
+        # Without a declared destination nothing is ever a known one.
+        and (not a.destination or set(a.destination) == set(b.destination))
+    )
+
+
 def _end(window: TimeWindow) -> float:
     return float("inf") if isinstance(window.not_after_ns, Everything) else window.not_after_ns
 
@@ -205,7 +273,8 @@ def meet(a: Policy, b: Policy) -> Policy:
         hosts_ask=a.hosts_ask | b.hosts_ask,
         hosts_deny=a.hosts_deny | b.hosts_deny,
         isolation_floor=max(a.isolation_floor, b.isolation_floor, key=FLOORS.index),
-        trifecta=a.trifecta,
+        trifecta="+".join(sorted({*modes(a.trifecta), *modes(b.trifecta)})),
+        tools=a.tools | b.tools,
     )
 
 
@@ -227,7 +296,8 @@ def leq(a: Policy, b: Policy) -> bool:
         and a.hosts_ask >= b.hosts_ask
         and a.hosts_deny >= b.hosts_deny
         and FLOORS.index(a.isolation_floor) >= FLOORS.index(b.isolation_floor)
-        and a.trifecta == b.trifecta
+        and set(modes(a.trifecta)) >= set(modes(b.trifecta))
+        and all(any(_leq_tools(mine, theirs) for mine in a.tools) for theirs in b.tools)
     )
 
 
@@ -257,6 +327,7 @@ def is_blocked(policy: Policy, path: str) -> str | None:
 
 
 __all__ = [
-    "EVERYTHING", "FLOORS", "MICRO", "ORDINARY", "Argument", "CommandRule", "Everything", "Policy", "TimeWindow",
-    "delegate", "is_blocked", "is_protected", "leq", "meet", "normalize", "not_allowed",
+    "EVERYTHING", "FLOORS", "MICRO", "MODES", "ORDINARY", "UNDECLARED", "Argument", "CommandRule", "Everything",
+    "Policy", "TimeWindow", "ToolRule", "delegate", "is_blocked", "is_protected", "leq", "meet", "modes", "normalize",
+    "not_allowed", "tool_rule",
 ]  # fmt: skip

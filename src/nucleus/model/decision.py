@@ -24,6 +24,7 @@ class Decision:
         reason: one plain sentence that the agent may see (it is sanitized on its way out).
         detail: for people only: the deciding line, e.g. the glob that matched.
         next_step: for people only: what to change or whom to ask.
+        met: the rules that the operation met, in order, each with its own verdict; `rule` is the one that decided.
         obligations: what has to happen first, e.g. ``("approval:run_bash",)``; non-empty exactly when verdict is ask.
     """
 
@@ -33,3 +34,4 @@ class Decision:
     detail: str = ""
     next_step: str = ""
     obligations: tuple[str, ...] = ()
+    met: tuple[tuple[str, Verdict], ...] = ()

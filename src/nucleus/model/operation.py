@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from nucleus.limits import LIMITS
 
@@ -182,14 +182,27 @@ class ManagePods(Base):
     name: str = ""
 
 
+class CallTool(Base):
+    """Call one tool of an external MCP server. Decided by the policy's ``tools``, carried by the tool host.
+
+    `capability` is no lattice dimension here: what a tool can do is what the policy declares of it.
+    """
+
+    capability = "tools"
+    kind: Literal["tool"] = "tool"
+    server: str
+    tool: str
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 OPERATIONS: tuple[type[Base], ...] = (
     Read, Write, Edit, Glob, Grep, Run, GitStatus, GitDiff, GitCommit,
-    WebFetch, WebSearch, GitPush, CreatePr, ManagePods,
+    WebFetch, WebSearch, GitPush, CreatePr, ManagePods, CallTool,
 )  # fmt: skip
 
 Operation = Annotated[
     Read | Write | Edit | Glob | Grep | Run | GitStatus | GitDiff | GitCommit
-    | WebFetch | WebSearch | GitPush | CreatePr | ManagePods,
+    | WebFetch | WebSearch | GitPush | CreatePr | ManagePods | CallTool,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

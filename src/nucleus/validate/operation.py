@@ -12,6 +12,7 @@ Pure: returns a new operation whose paths are normalized. Errors name field, lim
 from __future__ import annotations
 
 import binascii
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from nucleus.validate.urls import split_url
 
 _REF = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-")
 _POD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_SERVER = _POD | {"_"}
 
 
 def validate_operation(operation: ops.Base) -> ops.Base:
@@ -144,6 +146,20 @@ def _manage_pods(operation: Any, changes: dict[str, Any]) -> None:
         refuse("name", "which pod?", "pods.name")
 
 
+def _call_tool(operation: Any, changes: dict[str, Any]) -> None:
+    if not 0 < len(operation.server) <= 63 or not set(operation.server) <= _SERVER:
+        refuse("server", "1 to 63 of a-z, 0-9, '-' and '_'", "tools.name")
+    check_size("tool", operation.tool, 128, "tools.name")
+    check_visible("tool", operation.tool)
+    if not operation.tool or "/" in operation.tool or " " in operation.tool:
+        refuse("tool", "a tool's name, without blanks and slashes", "tools.name")
+    try:
+        text = json.dumps(operation.arguments, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        refuse("arguments", "not JSON: a number is out of range", "json.number")
+    check_size("arguments", text, LIMITS.stdin_bytes, "limits.arguments")
+
+
 def _ref(field: str, ref: str) -> None:
     """A subset of git-check-ref-format(1); never an option."""
     check_size(field, ref, 255, "limits.ref")
@@ -169,4 +185,5 @@ _CHECKS: dict[type[ops.Base], Callable[[Any, dict[str, Any]], None]] = {
     ops.GitPush: _git_push,
     ops.CreatePr: _create_pr,
     ops.ManagePods: _manage_pods,
+    ops.CallTool: _call_tool,
 }

@@ -1,0 +1,114 @@
+"""Where a destination came from: the user's own words, a trusted tool's answer, or anywhere else.
+
+Promises: a destination is *known* only when the whole of it stands, as itself, in a text that was learnt from a trusted
+place; but for letter case, Unicode compatibility forms, ``mailto:``, brackets, a mention's ``@`` or ``#``, and a URL's
+scheme and ``www.``, nothing is bent. A part of a word is never known: not ``bob`` by ``bob@x.org``, not ``x.org`` by
+``evil-x.org``, not ``x.org/path?q`` by ``x.org``. Bounded: beyond `CAPACITY` nothing is learnt, so more is asked.
+Relies on: whoever calls `learn` for what is trusted.
+Does not: judge meaning. A word of the task that happens to be somebody's name is known; a name that the agent puts
+together itself is not.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+CAPACITY = 1_048_576  # characters of text that one session learns
+_BREAKS = str.maketrans(dict.fromkeys("\0\"'`´’‘“”„«»,;()[]{}<>|\\*=\u00a0", " "))
+_EDGE = ".:!?…"  # punctuation at a word's end
+_MARK = "@#"  # a mention's sign before a name
+
+
+def words(text: str) -> list[str]:
+    """`text` as normalized words: what quotes, brackets, commas, blanks part."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_BREAKS)
+    out = []
+    for raw in folded.split():
+        word = raw.rstrip(_EDGE)
+        if word.startswith("mailto:"):
+            word = word[7:]
+        word = word.lstrip(_MARK) if word.count("@") < 2 else word
+        if word:
+            out.append(_address(word))
+    return out
+
+
+def _address(word: str) -> str:
+    """A URL or bare host in one spelling; any other word as it is."""
+    scheme, mark, rest = word.partition("://")
+    if mark:
+        if scheme not in ("http", "https"):
+            return word
+        host, slash, path = _cut(rest)
+        host = host.removesuffix(":443" if scheme == "https" else ":80").removesuffix(".")
+    else:
+        host, slash, path = _cut(word)
+        if "." not in host or "@" in host:
+            return word
+    host = host.removeprefix("www.")
+    return f"{host}{slash}{path}" if path else host
+
+
+def _cut(text: str) -> tuple[str, str, str]:
+    """Host, the character that ends it, and the rest."""
+    end = min((at for at in (text.find(mark) for mark in "/?#") if at >= 0), default=len(text))
+    return text[:end], text[end : end + 1], text[end + 1 :]
+
+
+class Knowledge:
+    """The texts of one session that destinations may come from.
+
+    Args:
+        task: the user's own words.
+    """
+
+    __slots__ = ("_texts", "_used")
+
+    def __init__(self, task: str = "") -> None:
+        self._texts: list[tuple[str, str]] = []  # (who said it, its words with a blank around each)
+        self._used = 0
+        self.learn("the task", task)
+
+    def learn(self, origin: str, text: str, besides: frozenset[str] = frozenset()) -> None:
+        """Take in `text` of a trusted `origin`.
+
+        Args:
+            besides: normalized words that are not to be learnt (the agent's own, handed back to it).
+        """
+        if not text or self._used + len(text) > CAPACITY:
+            return
+        self._used += len(text)
+        # A word that is left out leaves a gap that no destination bridges.
+        kept = ["\0" if word in besides else word for word in words(text)]
+        if kept:
+            self._texts.append((origin, f" {' '.join(kept)} "))
+
+    def origin(self, destination: str) -> str | None:
+        """Who named `destination`, or None."""
+        found = words(destination)
+        if not found or (len(found) == 1 and len(found[0]) == 1 and not found[0].isdigit()):
+            return None  # one letter is in every text
+        needle = f" {' '.join(found)} "
+        return next((origin for origin, text in self._texts if needle in text), None)
+
+    def unknown(self, destinations: Iterable[str]) -> str | None:
+        """The first destination that nobody named, or None when all are known."""
+        return next((value for value in destinations if self.origin(value) is None), None)
+
+
+def values(argument: object) -> list[str]:
+    """The leaves of an argument as text: what has to be known. Nothing for null and empty values."""
+    out: list[str] = []
+    stack = [argument]
+    while stack:
+        item = stack.pop()
+        if item is None or isinstance(item, bool):
+            continue
+        if isinstance(item, dict):
+            stack += item.values()
+        elif isinstance(item, list | tuple):
+            stack += item
+        elif str(item).strip():
+            out.append(str(item))
+    return out[::-1]
