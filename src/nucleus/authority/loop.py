@@ -178,6 +178,8 @@ class Loop:
         if not isinstance(trusted, bool):
             raise InvalidError("trusted_workspace is not true or false", rule="frames.field")
         context["trusted_workspace"] = trusted
+        if session := fields.text(body, "session", 63, default=""):
+            context["session"] = session
         return self._service.register_pod(fields.pod(body), fields.text(body, "namespace", 63), context)
 
     def _attach(self, body: dict[str, Any], fds: list[int]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Service:
         self.log = log
         self.desk = Desk()
         self.batch = Batch(ledger, log)
+        self._sessions: dict[str, tuple[str, str, dict[str, Any]]] = {}  # pod -> namespace, session, what it had seen
         self._issuer = issuer
         self._trust_domain = trust_domain
         self._clock = clock
@@ -110,7 +111,8 @@ class Service:
         limit = checked(header.get("limit"), "limit")
         window_ns = checked(header.get("window_ns"), "window_ns")
         account = self.batch.writes().open_budget(self._pod(channel), limit, window_ns)
-        self.batch.answer(channel, ident, _sums(account))
+        seen = self._sessions[channel.pod][2] if channel.pod in self._sessions else {}
+        self.batch.answer(channel, ident, _sums(account) | {"seen": seen})
 
     def _budget(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
         self.batch.answer(channel, ident, _sums(account_of(self._pod(channel))))
@@ -229,6 +231,18 @@ class Service:
             "agent_id": str(identities.agent_id(self._trust_domain, namespace, pod)),
             "orchestrator_id": str(identities.orchestrator_id(self._trust_domain, namespace, pod)),
         }
+        session = str(context.get("session", ""))
+        if session:
+            if any((namespace, session) == other[:2] for other in self._sessions.values()):
+                # What one sees would not reach the other's gate.
+                raise InvalidError(
+                    "a pod of this session is still running",
+                    rule="session.busy",
+                    next_step="Wait for it to end, or name another session.",
+                )
+            from nucleus.authority.sessions import rebuild  # weight: the lattice, for named sessions alone
+
+            seen = rebuild(self.log.path, namespace, session).to_data()
         batch = self.batch
         batch.start(*self._clock(), durable=False)
         ledger = batch.writes()
@@ -247,6 +261,8 @@ class Service:
                 self.ledger.close_pod(self.ledger.pods[pod])
                 self.ledger.commit()
             raise failures[0]
+        if session:
+            self._sessions[pod] = (namespace, session, seen)
         return names
 
     def close_pod(self, pod: str, context: dict[str, Any]) -> None:
@@ -255,6 +271,7 @@ class Service:
         if account is None:
             raise InvalidError("no such pod is open", rule="pod.name")
         resolve(account, self.ledger, self.log, self._clock, stop=context)
+        self._sessions.pop(pod, None)
         self.desk.close_pod(pod)
 
     def lost(self, channel: Channel) -> None:

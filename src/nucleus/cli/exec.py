@@ -34,6 +34,7 @@ usage: nucleus exec [options] -- COMMAND [ARGUMENT...]
   --stdin              send our standard input (UTF-8, at most 1 MiB) to the command
   --approvals WHERE    auto: ask on this terminal, if there is one; none: do not
   --namespace NAME     the pod's namespace (default: default)
+  --session NAME       what pods of this name have seen counts in the next one
   --json               print the gate's reply as JSON
 """
 OPTIONS = {
@@ -46,6 +47,7 @@ OPTIONS = {
     "stdin": FLAG,
     "approvals": ONE,
     "namespace": ONE,
+    "session": ONE,
     "json": FLAG,
     "help": FLAG,
 }
@@ -82,6 +84,7 @@ def pod_spec(options: dict[str, Any]) -> dict[str, Any]:
         "policy_text": text,
         "policy_source": source,
         "namespace": options["namespace"] or "default",
+        "session": options["session"],
         "trust_workspace": options["trust-workspace"],
         # Absolute and normalized is what the builder wants; it resolves links itself.
         "toolchains": [os.path.abspath(path) for path in options["toolchain"]],

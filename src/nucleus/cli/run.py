@@ -45,6 +45,7 @@ usage: nucleus run [options] -- AGENT [ARGUMENT...]
   --task TEXT          the person's own words for the task
   --approvals WHERE    auto: ask on this terminal where the agent cannot reach it; none: do not
   --namespace NAME     the pod's namespace (default: default)
+  --session NAME       what pods of this name have seen counts in the next one
   --json               print the closing summary as JSON (on standard error)
 """
 OPTIONS = {
@@ -57,6 +58,7 @@ OPTIONS = {
     "task": ONE,
     "approvals": ONE,
     "namespace": ONE,
+    "session": ONE,
     "json": FLAG,
     "help": FLAG,
 }

@@ -34,6 +34,7 @@ usage: nucleus serve [options] [-- ORCHESTRATOR [ARGUMENT...]]
   --task TEXT          the person's own words for the task
   --listen ADDR:PORT   a loopback address (default: 127.0.0.1:0, a free port)
   --namespace NAME     the pod's namespace (default: default)
+  --session NAME       what pods of this name have seen counts in the next one
 
 Without ORCHESTRATOR: prints {gate, gate_id, workload} as JSON and serves until interrupted.
 With it: NUCLEUS_GATE, NUCLEUS_GATE_ID and SPIFFE_ENDPOINT_SOCKET are in its environment; its exit code is returned.
@@ -47,6 +48,7 @@ OPTIONS = {
     "task": ONE,
     "listen": ONE,
     "namespace": ONE,
+    "session": ONE,
     "help": FLAG,
 }
 

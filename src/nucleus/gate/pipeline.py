@@ -39,6 +39,8 @@ from nucleus.errors import (
 )
 from nucleus.gate import effects as fx
 from nucleus.gate.display import display_lines
+from nucleus.lattice.exposure import NOTHING
+from nucleus.lattice.session import Session
 from nucleus.limits import LIMITS
 from nucleus.model.decision import Decision, Verdict
 from nucleus.model.grant import mint
@@ -67,9 +69,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the pipeline knows of its pod. `egress`: the pod has a gateway that can carry egress operations."""
+    """What the pipeline knows of its pod.
+
+    Args:
+        egress: the pod has a gateway that can carry egress operations.
+        session: what this session has seen, and which destinations it knows; fed here, read by the decision.
+    """
 
     egress: bool = False
+    session: Session | None = None
 
 
 @dataclass(slots=True)
@@ -99,7 +107,7 @@ def handle(request: Request, gate: Gate) -> Steps:
         token = yield from _decide(state, gate, operation)
     except (NucleusError, fx.ClientGone) as error:
         return (yield from _refuse(state, error))
-    return (yield from _carry_out(state, operation, token))
+    return (yield from _carry_out(state, gate.session, operation, token))
 
 
 def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, str]:
@@ -131,7 +139,7 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
     return approval.token
 
 
-def _carry_out(state: _State, operation: Base, token: str) -> Steps:
+def _carry_out(state: _State, session: Session | None, operation: Base, token: str) -> Steps:
     """Steps 5 to 10."""
     reservation = state.request.reservation
     try:
@@ -141,7 +149,12 @@ def _carry_out(state: _State, operation: Base, token: str) -> Steps:
         return (yield from _refuse(state, error))
     try:
         state.context = {"reservation": reservation, "reserved": state.reserved}
+        ahead = session.ahead(operation) if session is not None else NOTHING
+        if ahead != NOTHING:
+            # On record before it happens: a session that comes back is rebuilt from these.
+            state.context["exposes"] = ahead.to_data()
         yield fx.Append("intent", _record(state, "intent", {}))
+        state.context.pop("exposes", None)
     except (NucleusError, fx.ClientGone) as error:
         # Nothing has run: the hold goes back whole. A log that cannot take the intent refuses the operation.
         yield from _quietly(fx.Release(reservation))
@@ -149,7 +162,7 @@ def _carry_out(state: _State, operation: Base, token: str) -> Steps:
     outcome: Outcome | None = None
     failure: NucleusError | None = None
     try:
-        outcome = yield from _execute(state, operation)
+        outcome = yield from _execute(state, session, operation)
     except NucleusError as error:
         failure = error
     except fx.ClientGone:
@@ -157,10 +170,14 @@ def _carry_out(state: _State, operation: Base, token: str) -> Steps:
     return (yield from _close(state, operation, outcome, failure))
 
 
-def _execute(state: _State, operation: Base) -> Generator[fx.Effect, Any, Outcome]:
+def _execute(state: _State, session: Session | None, operation: Base) -> Generator[fx.Effect, Any, Outcome]:
     """Step 7, and once more for the name that a symlink resolved to."""
+    if session is not None:
+        session.before(operation)
     result = yield fx.Execute(mint(operation), operation, state.meter)
     if isinstance(result, Outcome):
+        if session is not None:
+            session.after(operation, result.result)
         return result
     assert isinstance(result, Redirect)
     target = yield fx.Validate(_redirected(operation, result))
@@ -173,6 +190,8 @@ def _execute(state: _State, operation: Base) -> Generator[fx.Effect, Any, Outcom
     result = yield fx.Execute(mint(target), target, state.meter)
     if not isinstance(result, Outcome):
         raise OperationError("the path keeps changing", rule="paths.race")
+    if session is not None:
+        session.after(target, result.result)
     return result
 
 

@@ -31,7 +31,6 @@ class Session:
         policy: the pod's.
         task: the user's own task text.
         trusted_workspace, egress: as in `Context`.
-        seen: what earlier pods of this session, or a parent, have seen.
     """
 
     def __init__(
@@ -41,13 +40,12 @@ class Session:
         task: str = "",
         trusted_workspace: bool = False,
         egress: bool = False,
-        seen: Exposure = NOTHING,
     ) -> None:
         self._policy = policy
         self._trusted = trusted_workspace
         self._egress = egress
-        self._seen = seen
-        self._written = seen != NOTHING
+        self._seen = NOTHING
+        self._written = False
         self._knowledge = Knowledge(task)
 
     @property
@@ -60,6 +58,11 @@ class Session:
         """Which destinations it knows."""
         return self._knowledge
 
+    def restore(self, seen: Exposure) -> None:
+        """What earlier pods of this session, or a parent, have seen; before the first operation."""
+        self._seen = self._seen.join(seen)
+        self._written = self._written or seen != NOTHING
+
     def ahead(self, operation: Base) -> Exposure:
         """What `operation` adds to what has been seen; nothing when it adds nothing new."""
         adds = exposes(self._policy, operation, self._seen, trusted_workspace=self._trusted, egress=self._egress)
@@ -70,8 +73,8 @@ class Session:
         self._seen = self._seen.join(self.ahead(operation))
         self._written = self._written or writes_workspace(operation)
 
-    def after(self, operation: Base, text: str) -> None:
-        """Step 3: `operation` answered `text`."""
+    def after(self, operation: Base, answer: object) -> None:
+        """Step 3: `operation` answered `answer`: text, or plain data whose leaves are the text."""
         if self._policy.trifecta in ("static", "session") or not self._trusts(operation):
             return
         mine: frozenset[str] = frozenset()
@@ -80,6 +83,7 @@ class Session:
                 word for value in self._words_of(operation) if self._knowledge.origin(value) is None
                 for word in words(value)
             )  # fmt: skip
+        text = answer if isinstance(answer, str) else "\n".join(values(answer))
         self._knowledge.learn(source_of(operation), text, mine)
 
     def _trusts(self, operation: Any) -> bool:

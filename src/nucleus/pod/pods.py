@@ -219,6 +219,7 @@ class Pods:
                 # What the agent's own tools read of a shared workspace is on no record but this one.
                 isolation=self.backend.facts().as_dict() | ({"unmediated": True} if pod.spec.share_workspace else {}),
                 trusted_workspace=pod.spec.trust_workspace,
+                session=pod.spec.session,
             ),
             self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
         ]

@@ -18,7 +18,7 @@ from nucleus.limits import LIMITS
 TOOLCHAINS = 16  # read-only directories of one pod
 ENV_COUNT = 64  # variables of the agent
 ENV_BYTES = 32_768  # all of them together
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Exactly these are too wide or not data: each would show host state, secrets of others, or kernel interfaces.
 REFUSED_TREES = ("/etc", "/var", "/run", "/proc", "/sys", "/dev", "/boot", "/tmp", "/workspace")  # noqa: S108
@@ -47,12 +47,14 @@ class AgentSpec:
 class PodSpec:
     """One pod, as a launcher asks for it (docs/design.md, "launcher → builder").
 
+    session: pods of one name, in one namespace, one after another, share what has been seen; "" for this pod alone.
     serve: no agent inside; the gate's door is the launcher's listening socket, for the orchestrator's SVID.
     """
 
     policy_text: str = field(repr=False)
     policy_source: str
     namespace: str = "default"
+    session: str = ""
     task: str = ""
     workdir: str = ""
     share_workspace: bool = False
@@ -74,7 +76,8 @@ class PodSpec:
         return cls(
             policy_text=_text(values, "policy_text", LIMITS.policy_bytes, required=True),
             policy_source=_text(values, "policy_source", LIMITS.path_bytes, required=True),
-            namespace=_namespace(values),
+            namespace=_label(values, "namespace", "default"),
+            session=_label(values, "session", ""),
             task=_text(values, "task", LIMITS.message_bytes),
             workdir=_text(values, "workdir", LIMITS.path_bytes),
             share_workspace=_flag(values, "share_workspace"),
@@ -185,11 +188,11 @@ def _list(values: dict[str, Any], name: str, limit: int) -> list[object]:
     return value
 
 
-def _namespace(values: dict[str, Any]) -> str:
-    value = values.get("namespace", "default")
-    if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
-        raise InvalidError("namespace is not a DNS label", rule="spec.namespace")
-    return value
+def _label(values: dict[str, Any], name: str, default: str) -> str:
+    value = values.get(name, default)
+    if value != default and (not isinstance(value, str) or not _LABEL.fullmatch(value)):
+        raise InvalidError(f"{name} is not a DNS label", rule=f"spec.{name}")
+    return str(value)
 
 
 def _size(values: dict[str, Any], name: str, default: int) -> int:

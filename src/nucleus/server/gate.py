@@ -22,6 +22,8 @@ from nucleus.frames import Frame
 from nucleus.gate.pipeline import Gate
 from nucleus.kernel import syscalls
 from nucleus.lattice import Context, Policy, decide, decide_path
+from nucleus.lattice.exposure import Exposure
+from nucleus.lattice.session import Session
 from nucleus.model.decision import Decision
 from nucleus.model.operation import Base
 from nucleus.model.principal import Principal
@@ -98,6 +100,12 @@ async def serve(
         hands_socket, lambda: SandboxError("the pod is gone", rule="hands.gone"), on_closed=stopped.set
     )
     started = time.time_ns()
+    session = Session(
+        policy,
+        task=config.task,
+        trusted_workspace=config.trusted_workspace,
+        egress=config.egress,
+    )
 
     def context() -> Context:
         return Context(
@@ -106,7 +114,8 @@ async def serve(
             egress=config.egress,
             trusted_workspace=config.trusted_workspace,
             isolation=config.isolation,
-            task=config.task,
+            seen=session.seen,
+            knowledge=session.knowledge,
         )
 
     def decided(operation: Base) -> Decision:
@@ -120,9 +129,15 @@ async def serve(
         policy.shown_globs(),
     )
     driver = Driver(
-        Gate(egress=config.egress), decided, authority, executor, lambda: os.urandom(16).hex(), _seam(config.test_seam)
+        Gate(egress=config.egress, session=session),
+        decided,
+        authority,
+        executor,
+        lambda: os.urandom(16).hex(),
+        _seam(config.test_seam),
     )
-    await authority.open_budget(policy.budget_limit, policy.window_ns)
+    opened = await authority.open_budget(policy.budget_limit, policy.window_ns)
+    session.restore(Exposure.from_data(opened.get("seen")))
     runner = None
     rotation: asyncio.Task[None] | None = None
     if listener is not None:
