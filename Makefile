@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEBIAN := git python3 python3-venv ca-certificates
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench bench-decision clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ format: setup ## ruff format, and the fixes that are safe
 bench: setup ## the figures of the closing notes, against their floors and peers, in one run
 	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
 	@$(BIN)/python bench/bench.py
+
+bench-decision: setup ## one decision against cedarpy, regorus, agent-governance-toolkit and casbin
+	@$(BIN)/python -m bench.decision
 
 clean: ## remove what the targets made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
