@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable
 
 CAPACITY = 1_048_576  # characters of text that one session learns
-_BREAKS = str.maketrans(dict.fromkeys("\0\"'`´’‘“”„«»,;()[]{}<>|\\*=\u00a0", " "))
+_BREAKS = str.maketrans(dict.fromkeys("\0\"'`´’‘“”„«»,;()[]{}<>|\\*\u00a0", " "))
 _EDGE = ".:!?…"  # punctuation at a word's end
 _MARK = "@#"  # a mention's sign before a name
 
