@@ -20,8 +20,11 @@ _TAIL = 1_000
 _FILE_TEXT = frozenset({"content", "old", "new"})
 
 
-def display_lines(operation: Base) -> tuple[str, ...]:
+def display_lines(operation: Base, because: str = "") -> tuple[str, ...]:
     """The operation's fields as ``name: value``; argv as a JSON list, so that no quoting hides a boundary.
+
+    Args:
+        because: what made it ask (a decision's detail: which sources completed the trifecta, which line it met).
 
     Raises:
         ApprovalRequiredError: too much to be shown (rule ``approval.display``).
@@ -36,6 +39,8 @@ def display_lines(operation: Base) -> tuple[str, ...]:
             cut = f"… ({len(text) - _HEAD - _TAIL} characters not shown; {len(data)} bytes in all, sha256 {digest}) …"
             name, text = f"{name} (NOT SHOWN WHOLE)", f"{text[:_HEAD]} {cut} {text[-_TAIL:]}"
         lines.append(f"{name}: {text}")
+    if because:
+        lines.append(f"because: {because}")
     if not fits(lines):
         raise ApprovalRequiredError(
             "too long to be shown to a person whole, so nobody can approve it",

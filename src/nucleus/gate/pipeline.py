@@ -120,7 +120,7 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
         raise NoEgressError("no egress in this pod", rule="pod.egress")
     if decision.verdict is Verdict.ALLOW:
         return ""
-    approval: Approval = yield fx.Ask(operation, _known(state), decision, display_lines(operation))
+    approval: Approval = yield fx.Ask(operation, _known(state), decision, display_lines(operation, decision.detail))
     state.approver = approval.approver
     if approval.verdict != "approve":
         why = {"no_approver": "no approver is present", "expired": "the approval request expired"}
