@@ -11,27 +11,34 @@ allow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nucleus.lattice import tables as t
+from nucleus.lattice.traits import RUNNABLE, Trait, trait_of
 from nucleus.validate.paths import collapse
 
 _DEPTH = 8
 _SEPARATORS = str.maketrans(dict.fromkeys(";&|()<>$`\"'{}\n\r\t=!\\", " "))
 _SCANNED_WORDS = 400
-_GIT_LONG = tuple(sorted(name for name in t.GIT_SUBCOMMAND_ESCAPES if name.startswith("--")))
-_KNOWN = t.ORDINARY | t.INTERPRETERS | t.SHELLS | t.NETWORK | t.OPAQUE_WRAPPERS.keys() | t.TRANSPARENT.keys() | {"env"}
+# Long options of git that can run something, and every abbreviation of theirs.
+_GIT_LONG = frozenset(
+    name[:end] for name in t.GIT_SUBCOMMAND_ESCAPES if name.startswith("--") for end in range(3, len(name) + 1)
+)
+_GIT_MESSAGES = frozenset(("-m", "--message", "-am", "--author", "--date", "-S", "-G", "--grep"))
+# Subcommands that need nothing and flag nothing but by their options.
+_GIT_QUIET = t.GIT_UNATTENDED - t.GIT_COMMITS - t.GIT_NETWORK - t.GIT_PUSHES - {"stash", "worktree", "init"}
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+Words = tuple[str, ...]
+
+
+class Layer(NamedTuple):
     """One program that the command runs: resolved name and its words; for git, `args` starts with the subcommand."""
 
     program: str
-    args: tuple[str, ...]
+    args: Words
 
 
-@dataclass(slots=True)
 class Command:
     """The analysis.
 
@@ -47,15 +54,18 @@ class Command:
         plain: what decides listing: the layer behind transparent wrappers; where a wrapper is flagged, the outermost.
     """
 
-    layers: list[Layer] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
-    runs_code: str = ""
-    requires: set[str] = field(default_factory=set)
-    paths: list[str] = field(default_factory=list)
-    weak: set[str] = field(default_factory=set)
-    written: list[str] = field(default_factory=list)
-    urls: list[str] = field(default_factory=list)
-    plain: Layer | None = None
+    __slots__ = ("flags", "layers", "paths", "plain", "requires", "runs_code", "urls", "weak", "written")
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self.flags: list[str] = []
+        self.runs_code = ""
+        self.requires: set[str] = set()
+        self.paths: list[str] = []
+        self.weak: set[str] = set()
+        self.written: list[str] = []
+        self.urls: list[str] = []
+        self.plain: Layer | None = None
 
     def work(self, layer: Layer, flags_before: int) -> None:
         """Add the layer that does the work (not a wrapper)."""
@@ -67,7 +77,7 @@ class Command:
 def analyse(argv: tuple[str, ...], cwd: str = ".") -> Command:
     """Analyse a validated argv that would run in directory `cwd` (normalized, relative)."""
     command = Command()
-    _analyse(command, list(argv), cwd, 0)
+    _analyse(command, argv, cwd, 0)
     if command.plain is None:
         command.plain = command.layers[0] if command.layers else Layer(argv[0] if argv else "", argv[1:])
     return command
@@ -79,63 +89,60 @@ def resolve_program(word: str) -> str:
     return name if not slash or directory in t.SYSTEM_DIRECTORIES else word
 
 
-def _analyse(command: Command, argv: list[str], cwd: str, depth: int) -> None:
+def _analyse(command: Command, argv: Words, cwd: str, depth: int) -> None:
     if not argv or not argv[0]:
         command.flags.append("a wrapper without a command")
         return
     if depth > _DEPTH:
         command.flags.append("too many wrappers")
         return
-    named, args, before = resolve_program(argv[0]), argv[1:], len(command.flags)
-    # What its last name suggests it does; what lists say goes by `named`.
-    program = named.rpartition("/")[2]
+    named = program = argv[0]
+    args, before = argv[1:], len(command.flags)
     if "/" in named:
-        command.runs_code = named
-        _note_path(command, named, cwd)
-    family = _family(program)
+        named = resolve_program(named)
+        # What its last name suggests it does; what lists say goes by `named`.
+        program = named.rpartition("/")[2]
+        if "/" in named:
+            command.runs_code = named
+            _note_path(command, named, cwd)
     if program == "git" or program.startswith("git-"):
-        _git(command, [program.removeprefix("git-"), *args] if program != "git" else args, cwd, named)
+        _git(command, (program.removeprefix("git-"), *args) if program != "git" else args, cwd, named)
         return
-    layer = Layer(named, tuple(args))
-    if program != "env" and program not in t.TRANSPARENT and program not in t.OPAQUE_WRAPPERS:
-        command.work(layer, before)
-    else:
-        command.layers.append(layer)
-    if program == "env":
-        _env(command, args, cwd, depth)
+    trait = trait_of(program)
+    if trait.wrapper:
+        command.layers.append(Layer(named, args))
+        _wrapper(command, program, args, cwd, depth)
         return
-    for table, flagged in ((t.TRANSPARENT, False), (t.OPAQUE_WRAPPERS, True)):
-        if program in table:
-            values, operands = table[program]
-            if flagged:
-                command.flags.append(f"{program} runs another command")
-                _scan_shell(command, " ".join(args), cwd)  # su -c, watch, parallel take strings
-            _unwrap(command, args, values, operands, cwd, depth)
-            return
-    if program in t.SHELLS:
+    command.work(Layer(named, args), before)
+    if trait.shell:
         _shell(command, program, args, cwd, depth)
         return
-    if family in t.INTERPRETERS:
-        _interpreter(command, program, family, args, cwd)
-    _options(command, program, args, cwd, depth)
-    _needs(command, program, args)
-    _words(command, program, args, cwd)
-
-
-def _family(program: str) -> str:
-    """`python3.11` is `python3`'s family `python`; others are their own."""
-    stem = program.rstrip("0123456789.")
-    if stem in ("python", "pypy"):
-        return "python"
-    if stem in ("perl", "ruby", "lua", "php") or program == "nodejs":
-        return "node" if program == "nodejs" else stem
-    return program
+    if trait.interpreter:
+        _interpreter(command, program, trait.family, args, cwd)
+    if trait.escapes:
+        _options(command, program, args, cwd, depth)
+    if trait.clients:
+        _needs(command, program, args)
+    _words(command, program, trait, args, cwd)
 
 
 # --- wrappers ---
 
 
-def _unwrap(command: Command, args: list[str], values: frozenset[str], operands: int, cwd: str, depth: int) -> None:
+def _wrapper(command: Command, program: str, args: Words, cwd: str, depth: int) -> None:
+    if program == "env":
+        _env(command, args, cwd, depth)
+        return
+    if program in t.TRANSPARENT:
+        values, operands = t.TRANSPARENT[program]
+    else:
+        values, operands = t.OPAQUE_WRAPPERS[program]
+        command.flags.append(f"{program} runs another command")
+        _scan_shell(command, " ".join(args), cwd)  # su -c, watch, parallel take strings
+    _unwrap(command, args, values, operands, cwd, depth)
+
+
+def _unwrap(command: Command, args: Words, values: frozenset[str], operands: int, cwd: str, depth: int) -> None:
     """Find the inner argv after the wrapper's own options and `operands` words."""
     at = 0
     while at < len(args) and args[at].startswith("-") and args[at] != "-":
@@ -149,7 +156,7 @@ def _unwrap(command: Command, args: list[str], values: frozenset[str], operands:
     at += operands
     if at >= len(args):
         return  # the wrapper alone does nothing of its own
-    if resolve_program(args[at]) not in _KNOWN:
+    if resolve_program(args[at]) not in RUNNABLE:
         # Perhaps an option that we read wrongly (`timeout -vs KILL 5 git push`): deny by any of the words.
         _scan_shell(command, " ".join(args), cwd)
     _analyse(command, args[at:], cwd, depth + 1)
@@ -163,7 +170,7 @@ def _clear(word: str, values: frozenset[str]) -> bool:
     return len(word) == 2 or word[:2] in values or word[1:].isdigit()
 
 
-def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
+def _env(command: Command, args: Words, cwd: str, depth: int) -> None:
     at = 0
     while at < len(args):
         word = args[at]
@@ -199,7 +206,7 @@ def _env(command: Command, args: list[str], cwd: str, depth: int) -> None:
         _analyse(command, args[at:], cwd, depth + 1)
 
 
-def _shell(command: Command, program: str, args: list[str], cwd: str, depth: int) -> None:
+def _shell(command: Command, program: str, args: Words, cwd: str, depth: int) -> None:
     """A shell string cannot be decided by its words: it asks, and is scanned to deny what it names."""
     string = any(word.startswith("-") and not word.startswith("--") and "c" in word for word in args)
     script, from_input = _script(args)
@@ -210,10 +217,10 @@ def _shell(command: Command, program: str, args: list[str], cwd: str, depth: int
     else:
         command.runs_code = program
     _scan_shell(command, " ".join(args) if string else "", cwd)
-    _words(command, program, args, cwd)
+    _words(command, program, trait_of(program), args, cwd)
 
 
-def _script(args: list[str]) -> tuple[str, bool]:
+def _script(args: Words) -> tuple[str, bool]:
     """(the script's name, is it read from the shell's input or given by a long option all the same)."""
     at = 0
     while at < len(args) and args[at].startswith(("-", "+")):
@@ -226,7 +233,7 @@ def _script(args: list[str]) -> tuple[str, bool]:
 
 def _scan_shell(command: Command, text: str, cwd: str) -> None:
     """Every word of `text` could begin a command: add what each would need, for denial only."""
-    words = text.translate(_SEPARATORS).split()
+    words = tuple(text.translate(_SEPARATORS).split())
     if len(words) > _SCANNED_WORDS:
         command.flags.append("a long shell string")
         words = words[:_SCANNED_WORDS]
@@ -234,19 +241,19 @@ def _scan_shell(command: Command, text: str, cwd: str) -> None:
         program = resolve_program(word)
         if program == "git" or program.startswith("git-"):
             rest = words[index + 1 : index + 12]
-            _git(command, [program.removeprefix("git-"), *rest] if program != "git" else rest, cwd, "git")
+            _git(command, (program.removeprefix("git-"), *rest) if program != "git" else rest, cwd, "git")
         elif program in t.NETWORK or program in t.INTERPRETERS or program in t.SHELLS or program in t.OPAQUE_WRAPPERS:
-            command.layers.append(Layer(program, tuple(words[index + 1 : index + 12])))
+            command.layers.append(Layer(program, words[index + 1 : index + 12]))
             _needs(command, program, words[index + 1 : index + 12])
         elif "-" in program or program.isalnum() or "_" in program:
-            command.layers.append(Layer(program, tuple(words[index + 1 : index + 12])))
+            command.layers.append(Layer(program, words[index + 1 : index + 12]))
         if "." in word or "/" in word:
             _note_value(command, word, cwd)
 
 
-def _interpreter(command: Command, program: str, family: str, args: list[str], cwd: str) -> None:
+def _interpreter(command: Command, program: str, family: str, args: Words, cwd: str) -> None:
     """Any use but asking for the version runs code."""
-    if args in (["--version"], ["-V"], ["-v"], ["--help"], ["-h"]) and family != "java":
+    if len(args) == 1 and args[0] in ("--version", "-V", "-v", "--help", "-h") and family != "java":
         return
     command.runs_code = program
     options = t.CODE_OPTIONS.get(family, ())
@@ -263,7 +270,7 @@ def _interpreter(command: Command, program: str, family: str, args: list[str], c
 # --- options, requirements, words ---
 
 
-def _options(command: Command, program: str, args: list[str], cwd: str, depth: int) -> None:
+def _options(command: Command, program: str, args: Words, cwd: str, depth: int) -> None:
     if program in t.ESCAPING:
         command.flags.append(f"{program} can run other commands")
     for word in args:
@@ -304,7 +311,7 @@ def _awk_escapes(word: str) -> bool:
     return any(mark in word for mark in ("system", "|", "getline", ">", "@"))
 
 
-def _sed(args: list[str]) -> tuple[bool, bool]:
+def _sed(args: Words) -> tuple[bool, bool]:
     """(is there a script that is not plainly editing, are files edited in place), options read as sed reads them."""
     scripts: list[str] = []
     operands: list[str] = []
@@ -373,15 +380,15 @@ def _sed_field(script: str, at: int, delimiter: str) -> int:
     return at + 1
 
 
-def _needs(command: Command, program: str, args: list[str]) -> None:
-    operands = [word for word in args if not word.startswith("-")]
+def _needs(command: Command, program: str, args: Words) -> None:
+    operands = tuple(word for word in args if not word.startswith("-"))
     if program in ("gh", "glab", "hub"):
-        pull = operands[:2] in (["pr", "create"], ["pr", "new"], ["mr", "create"], ["mr", "new"])
-        pull = pull or operands[:1] == ["pull-request"]
+        pull = operands[:2] in (("pr", "create"), ("pr", "new"), ("mr", "create"), ("mr", "new"))
+        pull = pull or operands[:1] == ("pull-request",)
         # `gh -R owner/repo pr create`: the words count wherever they stand.
         pull = pull or ({"create", "new"} & set(operands) and {"pr", "mr"} & set(operands)) != set()
         command.requires.add("create_pr" if pull else "web_fetch")
-        if "push" in operands or operands[:1] == ["repo"] or operands[:1] == ["api"]:
+        if "push" in operands or operands[:1] == ("repo",) or operands[:1] == ("api",):
             command.requires |= {"git_push", "web_fetch"}
     elif program in t.NETWORK or set(operands[:2]) & t.NETWORK_SUBCOMMANDS.get(program, frozenset()):
         command.requires.add("web_fetch")
@@ -389,24 +396,61 @@ def _needs(command: Command, program: str, args: list[str]) -> None:
         command.requires.add("write_files")
 
 
-def _words(command: Command, program: str, args: list[str], cwd: str) -> None:
+def _words(command: Command, program: str, trait: Trait, args: Words, cwd: str) -> None:
     """Which paths and URLs do the words name?"""
-    writes = program in t.WRITERS or (program == "sed" and _sed(args)[1])
-    expression = program in t.EXPRESSION_FIRST and not any(w in ("-e", "-f", "--regexp", "--file") for w in args)
+    writes = trait.writer or (program == "sed" and _sed(args)[1])
+    first = len(command.paths)
+    if trait.expression:
+        args = _operands(args)
+    if _is_plain("\0".join(args)):
+        _plain_words(command, args, trait.reader, "" if cwd == "." else f"{cwd}/")
+    else:
+        for word in args:
+            if "://" in word:
+                command.urls.append(word[word.find("http") if "http" in word else 0 :])
+            else:
+                _note_value(command, word, cwd, bare=trait.reader)
+    if writes:
+        command.written += command.paths[first:]
+
+
+def _operands(args: Words) -> Words:
+    """`args` of a program whose first operand, or what follows -e, is an expression, without the expressions."""
+    given = any(word in ("-e", "-f", "--regexp", "--file") for word in args)
+    out = []
     for index, word in enumerate(args):
-        if not word.startswith("-") and expression:
-            expression = False
+        if not given and not word.startswith("-"):
+            given = True
+        elif index == 0 or args[index - 1] not in ("-e", "--regexp"):
+            out.append(word)
+    return tuple(out)
+
+
+def _is_plain(text: str) -> bool:
+    """Can each of these words be read in one way only, and is it as it stands what `collapse` would make of it?
+
+    What begins or ends with a slash, and what is only dots, is left to `_plain_words`.
+    """
+    return not (
+        "=" in text or ":" in text or "," in text or "@" in text or "'" in text or '"' in text
+        or "//" in text or "/." in text or "./" in text
+    )  # fmt: skip
+
+
+def _plain_words(command: Command, args: Words, bare: bool, prefix: str) -> None:
+    """What `_note_value` would note of each, for words that are plain."""
+    for word in args:
+        if word[:1] == "-":
+            word = "" if word[1:2] == "-" else word[2:]
+        slash = "/" in word
+        if not word or not (bare or slash or "." in word):
             continue
-        if index and program in t.EXPRESSION_FIRST and args[index - 1] in ("-e", "--regexp"):
+        if len(word) > 4096 or word[0] == "/" or word[-1] == "/" or word in (".", "..") or "\0" in word:
+            _note_path(command, word, prefix[:-1] or ".", weak=not bare and not slash)
             continue
-        if "://" in word:
-            command.urls.append(word[word.find("http") if "http" in word else 0 :])
-            continue
-        bare = program in t.READERS
-        before = len(command.paths)
-        _note_value(command, word, cwd, bare=bare)
-        if writes:
-            command.written += command.paths[before:]
+        command.paths.append(prefix + word)
+        if not bare and not slash:
+            command.weak.add(prefix + word)
 
 
 def _note_value(command: Command, word: str, cwd: str, *, bare: bool = False) -> None:
@@ -440,9 +484,9 @@ def _note_path(command: Command, text: str, cwd: str, *, weak: bool = False) -> 
 # --- git ---
 
 
-def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
+def _git(command: Command, args: Words, cwd: str, named: str) -> None:
     at, before = 0, len(command.flags)
-    while at < len(args) and args[at].startswith("-"):
+    while at < len(args) and args[at][:1] == "-":
         option, equals, value = args[at].partition("=")
         if option in t.GIT_ESCAPES:
             command.flags.append(f"git {option} changes what git runs or reads")
@@ -455,7 +499,7 @@ def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
             # Perhaps one that takes a value (`--shallow-file f push`): deny by any of the words.
             command.flags.append("git with options that we do not know")
             for place, word in enumerate(args[at + 1 : at + 12], at + 1):
-                command.layers.append(Layer("git", tuple(args[place:])))
+                command.layers.append(Layer("git", args[place:]))
                 _git_subcommand(command, word, args[place + 1 :])
         _note_value(command, value, cwd)
         at += 2 if option in t.GIT_VALUE_OPTIONS and not equals else 1
@@ -463,12 +507,12 @@ def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
     rest = args[at + 1 :]
     # Options such as -c come before the subcommand: with one of them nothing that names the subcommand lists it.
     plainly = before == len(command.flags)
-    command.work(Layer(named, (sub, *rest) if sub else ()) if plainly else Layer(named, tuple(args)), before)
+    command.work(Layer(named, (args[at:] if sub else ()) if plainly else args), before)
     if not plainly:
         command.layers.append(Layer("git", (sub, *rest)))
     _git_subcommand(command, sub, rest)
     words = _git_words(sub, rest)
-    _words(command, "git", words, cwd)
+    _words(command, "git", trait_of("git"), words, cwd)
     for word in words:
         if ":" in word:  # `REV:path` and `:/path` start at the root, wherever git runs
             _note_value(command, word.rpartition(":")[2].rpartition(")")[2].lstrip("/!^"), ".")
@@ -477,48 +521,52 @@ def _git(command: Command, args: list[str], cwd: str, named: str) -> None:
         command.written += [path for path in command.paths if path not in command.written]
 
 
-def _git_words(sub: str, rest: list[str]) -> list[str]:
+def _git_words(sub: str, rest: Words) -> Words:
     """`rest` without messages and without the expression of `git grep`: they name no file."""
+    if sub != "grep" and _GIT_MESSAGES.isdisjoint(rest):
+        return rest
     expression = next((word for word in rest if not word.startswith("-")), "") if sub == "grep" else None
-    out = []
-    for index, word in enumerate(rest):
-        message = index > 0 and rest[index - 1] in (
-            "-m",
-            "--message",
-            "-am",
-            "--author",
-            "--date",
-            "-S",
-            "-G",
-            "--grep",
-        )
-        if not message and word != expression:
-            out.append(word)
-    return out
+    return tuple(
+        word
+        for index, word in enumerate(rest)
+        if word != expression and not (index > 0 and rest[index - 1] in _GIT_MESSAGES)
+    )
 
 
-def _git_subcommand(command: Command, sub: str, rest: list[str]) -> None:
-    if sub in t.GIT_PUSHES or (sub in ("subtree", "lfs", "annex") and "push" in rest):
-        command.requires.add("git_push")
-    if sub in t.GIT_COMMITS or (sub == "subtree" and "push" not in rest) or (sub == "stash" and rest[:1] == ["create"]):
-        command.requires.add("git_commit")
-    if sub in t.GIT_NETWORK or (sub == "remote" and rest[:1] in (["update"], ["show"], ["prune"])):
-        command.requires.add("web_fetch")
-    if sub == "submodule" or (sub == "archive" and any(word.startswith("--remote") for word in rest)):
-        command.requires.add("web_fetch")
+def _git_subcommand(command: Command, sub: str, rest: Words) -> None:
+    if sub not in _GIT_QUIET:
+        _git_reach(command, sub, rest)
     for word in rest:
+        if word[:1] != "-":
+            continue
         option = word.partition("=")[0]
         # git takes abbreviations (`--ex`), values that are glued (`-xcmd`) and bundles (`-nOsh`).
-        short = len(option) > 2 and option.startswith("--") and any(e.startswith(option) for e in _GIT_LONG)
-        bundle = word[:1] == "-" and word[:2] not in ("--", "-e") and t.GIT_BUNDLED.get(sub, "\0") in word
-        if option in t.GIT_SUBCOMMAND_ESCAPES or short or bundle:
+        bundle = word[:2] not in ("--", "-e") and t.GIT_BUNDLED.get(sub, "\0") in word
+        if option in _GIT_LONG or option in t.GIT_SUBCOMMAND_ESCAPES or bundle:
             command.flags.append(f"git {sub} {option} can run a program or write elsewhere")
+    if sub in _GIT_QUIET:
+        return
     known = sub in t.GIT_UNATTENDED or sub in t.GIT_COMMITS or sub in t.GIT_NETWORK or sub in t.GIT_PUSHES
     if sub and not known:
         # An unknown word may be an alias, and an alias may be a shell command; cat-file, archive, bundle and
         # fast-export print whole histories, blocked files included.
         command.flags.append(f"git {sub} is not on the list")
-    if sub in ("worktree", "submodule") and rest[:1] not in ([], ["list"]):
+    if sub in ("worktree", "submodule") and rest[:1] not in ((), ("list",)):
         command.flags.append(f"git {sub} reaches beyond this tree")
     if sub in ("init", "filter-branch", "fast-import", "svn", "daemon"):
         command.flags.append(f"git {sub} is not ordinary work")
+
+
+def _git_reach(command: Command, sub: str, rest: Words) -> None:
+    if sub in t.GIT_PUSHES or (sub in ("subtree", "lfs", "annex") and "push" in rest):
+        command.requires.add("git_push")
+    if (
+        sub in t.GIT_COMMITS
+        or (sub == "subtree" and "push" not in rest)
+        or (sub == "stash" and rest[:1] == ("create",))
+    ):
+        command.requires.add("git_commit")
+    if sub in t.GIT_NETWORK or (sub == "remote" and rest[:1] in (("update",), ("show",), ("prune",))):
+        command.requires.add("web_fetch")
+    if sub == "submodule" or (sub == "archive" and any(word.startswith("--remote") for word in rest)):
+        command.requires.add("web_fetch")

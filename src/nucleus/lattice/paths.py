@@ -139,10 +139,20 @@ def _compile(pattern: str) -> _Automaton:
 _SPECIAL = frozenset("*?[")
 
 
-class PathSet:
-    """A list of policy globs, compiled: which of them, if any, covers a path or a directory above it?"""
+_KEY = 4  # characters of a name's two ends that say whether it can match at all
 
-    __slots__ = ("_anchored", "_ending", "_fold", "_literal", "_names", "_prefix", "_prefixes", "_suffix", "_suffixes")
+
+class PathSet:
+    """A list of policy globs, compiled: which of them, if any, covers a path or a directory above it?
+
+    Most paths are covered by none, so that is found first, by look-ups alone: no name of the path is a literal one, and
+    none begins or ends as a pattern does. Only then are the globs tried, in their order.
+    """
+
+    __slots__ = (
+        "_anchored", "_ending", "_fold", "_heads", "_key", "_literal", "_names", "_prefix", "_prefixes", "_quick",
+        "_root", "_suffix", "_suffixes", "_tails", "_whole",
+    )  # fmt: skip
 
     def __init__(self, globs: tuple[str, ...], fold: bool) -> None:
         self._fold = fold
@@ -156,6 +166,23 @@ class PathSet:
             self._add(glob)
         self._prefixes = tuple(text for text, _ in self._prefix)
         self._suffixes = tuple(text for text, _ in self._suffix)
+        self._root = self._anchor(".")
+        self._index()
+
+    def _index(self) -> None:
+        """What `find` asks first. `_quick`: it can answer for every path that holds nothing of what is indexed."""
+        self._whole = frozenset((*self._literal, *self._ending))
+        self._key = min((_KEY, *map(len, self._prefixes), *map(len, self._suffixes)))
+        self._quick = not self._names and not self._anchored and self._key > 0
+        self._heads: dict[str, tuple[str, ...]] = {}
+        self._tails: dict[str, tuple[str, ...]] = {}
+        if self._quick:
+            for texts, index, part in (
+                (self._prefixes, self._heads, slice(self._key)),
+                (self._suffixes, self._tails, slice(-self._key, None)),
+            ):
+                for text in texts:
+                    index[text[part]] = (*index.get(text[part], ()), text)
 
     def _add(self, glob: str) -> None:
         text = glob.casefold() if self._fold else glob
@@ -182,8 +209,11 @@ class PathSet:
         if self._fold:
             path = path.casefold()
         if path == ".":
-            return self._anchor(path)
-        for name in path.split("/"):
+            return self._root
+        names = path.split("/")
+        if self._quick and self._whole.isdisjoint(names) and not self._suspect(names):
+            return None
+        for name in names:
             if (glob := self._literal.get(name)) is not None:
                 return glob
             if name.startswith(self._prefixes):
@@ -201,6 +231,19 @@ class PathSet:
                 return found
             end = path.rfind("/", 0, end)
         return None
+
+    def _suspect(self, names: list[str]) -> bool:
+        """Does a name begin or end as a pattern does?"""
+        key, heads, tails = self._key, self._heads, self._tails
+        if heads:
+            for name in names:
+                if (head := name[:key]) in heads and name.startswith(heads[head]):
+                    return True
+        if tails:
+            for name in names:
+                if (tail := name[-key:]) in tails and name.endswith(tails[tail]):
+                    return True
+        return False
 
     def _anchor(self, path: str) -> str | None:
         ending = self._ending.get(path.rpartition("/")[2], ())

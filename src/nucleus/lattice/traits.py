@@ -1,0 +1,66 @@
+"""What the tables say of one program, gathered: looked up once for a command, not table by table.
+
+Promises: says nothing that `tables` does not; what is kept is bounded by the tables, whatever callers name.
+"""
+
+from __future__ import annotations
+
+from nucleus.lattice import tables as t
+
+# Programs that a wrapper is known to run as they are named.
+RUNNABLE = (
+    t.ORDINARY | t.INTERPRETERS | t.SHELLS | t.NETWORK | t.OPAQUE_WRAPPERS.keys() | t.TRANSPARENT.keys() | {"env"}
+)
+
+
+class Trait:
+    """One program, by the last part of its name."""
+
+    __slots__ = (
+        "clients", "escapes", "expression", "family", "interpreter", "reader", "shell", "wrapper", "writer",
+    )  # fmt: skip
+
+    def __init__(self, program: str) -> None:
+        self.family = _family(program)
+        self.interpreter = self.family in t.INTERPRETERS
+        self.shell = program in t.SHELLS
+        self.wrapper = program == "env" or program in t.TRANSPARENT or program in t.OPAQUE_WRAPPERS
+        self.reader = program in t.READERS
+        self.writer = program in t.WRITERS
+        self.expression = program in t.EXPRESSION_FIRST
+        # `_options` and `_needs` have something to say of it.
+        self.escapes = (
+            program in t.ESCAPING or bool(t.ESCAPE_OPTIONS.get(program)) or program in t.EXEC_SUBCOMMANDS
+            or program in ("find", "fd", "sed", "awk", "gawk", "mawk", "nawk", "tar")
+        )  # fmt: skip
+        self.clients = (
+            program in ("gh", "glab", "hub", "sed") or program in t.NETWORK or program in t.NETWORK_SUBCOMMANDS
+            or self.writer
+        )  # fmt: skip
+
+
+_TABLED: frozenset[str] = frozenset().union(
+    RUNNABLE, t.READERS, t.WRITERS, t.EXPRESSION_FIRST, t.ESCAPING, t.ESCAPE_OPTIONS, t.EXEC_SUBCOMMANDS,
+    t.NETWORK_SUBCOMMANDS,
+)  # fmt: skip
+_traits: dict[str, Trait] = {}
+
+
+def trait_of(program: str) -> Trait:
+    """The traits of `program`; kept for the programs of the tables only, so that no caller can fill the memory."""
+    found = _traits.get(program)
+    if found is None:
+        found = Trait(program)
+        if program in _TABLED:
+            _traits[program] = found
+    return found
+
+
+def _family(program: str) -> str:
+    """`python3.11` is `python3`'s family `python`; others are their own."""
+    stem = program.rstrip("0123456789.")
+    if stem in ("python", "pypy"):
+        return "python"
+    if stem in ("perl", "ruby", "lua", "php") or program == "nodejs":
+        return "node" if program == "nodejs" else stem
+    return program
