@@ -1,0 +1,196 @@
+"""`python -m bench.agentdojo`: attack success, questions and utility of each trifecta mode, assuming total hijack.
+
+usage: python -m bench.agentdojo [--suite NAME|FILE ...] [--mode static|session|provenance|all|none]
+                                 [--tools MAP.yaml] [--json] [--verbose]
+
+  --suite    workspace, slack, travel, banking (AgentDojo v1.2.2), or a Python file that defines TaskSuite objects;
+             repeatable (default: workspace slack)
+  --mode     the trifecta mode of the policy (default: provenance); none: ungated
+  --tools    the tool map (default: bench/agentdojo/tools.yaml)
+  --json     one JSON object on standard output
+  --verbose  with --json: also which pairs succeeded and what was asked
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+VENV = ROOT / ".venv-agentdojo"
+VERSION = "v1.2.2"
+NAMES = ("workspace", "slack", "travel", "banking")
+
+
+def _own_python() -> None:
+    """Go on in the benchmark's own virtual environment, made when it is missing, unless this python has AgentDojo."""
+    if importlib.util.find_spec("agentdojo") and importlib.util.find_spec("re2"):
+        return
+    python = VENV / "bin" / "python"
+    done = VENV / ".done"
+    if not done.exists():
+        print(f"bench.agentdojo: setting up {VENV.name} (once)", file=sys.stderr)
+        uv = ROOT / ".venv" / "bin" / "uv"
+        own = subprocess.run(  # our own dependencies, in the versions of the lock
+            [uv, "export", "-q", "--frozen", "--no-dev", "--no-emit-project", "--no-hashes"],
+            check=True, cwd=ROOT, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        subprocess.run([uv, "venv", "-q", "--allow-existing", "--python", sys.executable, VENV], check=True)
+        subprocess.run(
+            [uv, "pip", "install", "-q", "--python", python, "-r", HERE / "requirements.txt", "-r", "-"],
+            check=True, input=own, text=True,
+        )  # fmt: skip
+        done.touch()
+    os.environ["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    os.execv(python, [str(python), "-m", "bench.agentdojo", *sys.argv[1:]])  # noqa: S606
+
+
+def _suites(names: list[str]) -> list[Any]:
+    from agentdojo.task_suite.load_suites import get_suite
+
+    found: list[Any] = []
+    for name in names:
+        if name in NAMES:
+            found.append(get_suite(VERSION, name))
+        elif name.endswith(".py"):
+            found += _from_file(Path(name))
+        else:
+            raise SystemExit(f"bench.agentdojo: no suite {name!r}; known: {', '.join(NAMES)}, or a .py file")
+    if len({suite.name for suite in found}) != len(found):
+        raise SystemExit("bench.agentdojo: a suite is named twice")
+    return found
+
+
+def _from_file(path: Path) -> list[Any]:
+    from agentdojo.task_suite.task_suite import TaskSuite
+
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SystemExit(f"bench.agentdojo: cannot read {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    found = list({id(value): value for value in vars(module).values() if isinstance(value, TaskSuite)}.values())
+    if not found:
+        raise SystemExit(f"bench.agentdojo: {path} defines no TaskSuite")
+    return found
+
+
+def _measure(suite: Any, made: Any) -> dict[str, Any]:
+    """All counts of one suite."""
+    from bench.agentdojo.handmade import KNOWN
+    from bench.agentdojo.replay import Suite
+
+    replay = Suite(suite, made, KNOWN)
+    users, injections = list(suite.user_tasks.values()), list(suite.injection_tasks.values())
+    counts: dict[str, Any] = dict.fromkeys(
+        ("pairs", "attack_success", "benign_tasks", "benign_asked", "prompts", "utility_refused", "utility_ideal"), 0
+    )
+    counts |= {"attack_prompts": 0, "attack_success_careless": 0.0, "attack_success_native": 0, "pairs_native": 0}
+    counts["ground_truths_native"] = sum(map(replay.is_native, (*users, *injections)))
+    counts["ground_truths_hand_made"] = len(users) + len(injections) - counts["ground_truths_native"]
+    spent: list[int] = []
+    won_pairs, asked = [], []
+    for task in users:
+        useful, run = replay.benign(task, approve=True)
+        spent += run.spent_ns
+        counts["benign_tasks"] += 1
+        counts["utility_ideal"] += useful
+        counts["utility_refused"] += replay.benign(task, approve=False)[0]
+        counts["benign_asked"] += bool(run.asked)
+        counts["prompts"] += len(run.asked)
+        asked += [{"task": task.ID, **vars(one)} for one in run.asked]
+        cut = replay.hijacked_after(task)
+        for injection in injections:
+            ideal = replay.attack(task, injection, cut)
+            won, run = ideal
+            spent += run.spent_ns
+            native = replay.is_native(task) and replay.is_native(injection)
+            counts["pairs"] += 1
+            counts["pairs_native"] += native
+            counts["attack_success"] += won
+            counts["attack_success_native"] += won and native
+            counts["attack_prompts"] += run.attack_asked
+            counts["attack_success_careless"] += replay.careless(task, injection, cut, ideal)
+            if won:
+                won_pairs.append(f"{task.ID} {injection.ID}")
+    counts["attack_success_careless"] = round(counts["attack_success_careless"], 2)
+    return counts | {"spent": spent, "succeeded": won_pairs, "asked": asked}
+
+
+def _add(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for row in rows:
+        for key, value in row.items():
+            total[key] = value if key not in total else total[key] + value
+    total["attack_success_careless"] = round(total["attack_success_careless"], 2)
+    return total
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.agentdojo", description=__doc__, add_help=True,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)  # fmt: skip
+    parser.add_argument("--suite", action="append", nargs="+", default=None)
+    parser.add_argument("--mode", choices=("static", "session", "provenance", "all", "none"), default="provenance")
+    parser.add_argument("--tools", type=Path, default=HERE / "tools.yaml")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+
+    from bench.agentdojo import guard, toolmap
+
+    suites = _suites([name for group in options.suite or [["workspace", "slack"]] for name in group])
+    try:
+        tools = toolmap.read(options.tools)
+        for suite in suites:
+            known = {function.name for function in suite.tools}
+            if extra := set(tools.suites.get(suite.name, {})) - known:
+                raise toolmap.MapError(f"{options.tools}: {suite.name} has no tool {sorted(extra)[0]!r}")
+    except toolmap.MapError as error:
+        print(f"bench.agentdojo: {error}", file=sys.stderr)
+        return 2
+    rows: dict[str, dict[str, Any]] = {}
+    for suite in suites:
+        made = None if options.mode == "none" else guard.policy(tools, suite.name, options.mode)
+        rows[suite.name] = _measure(suite, made)
+        declared = tools.suites.get(suite.name, {})
+        rows[suite.name]["tools_undeclared"] = sum(function.name not in declared for function in suite.tools)
+    rows["all"] = _add(list(rows.values()))
+    for row in rows.values():
+        spent = row.pop("spent")
+        row["decision_us"] = round(statistics.median(spent) / 1000, 2) if spent else 0.0
+        row["mode"] = options.mode
+        if not options.verbose:
+            del row["succeeded"], row["asked"]
+    if options.json:
+        print(json.dumps(rows, indent=2, default=str))
+    else:
+        _print(rows, options.mode)
+    return 0
+
+
+def _print(rows: dict[str, dict[str, Any]], mode: str) -> None:
+    print(f"AgentDojo {VERSION}, trifecta: {mode}, assuming total hijack")
+    print(f"{'suite':12}{'attack success':>22}{'careless':>10}{'benign asked':>20}{'prompts':>9}{'utility no/yes':>16}"
+          f"{'decision':>11}")  # fmt: skip
+    for name, row in rows.items():
+        pairs, tasks = row["pairs"] or 1, row["benign_tasks"] or 1
+        won = f"{row['attack_success']}/{row['pairs']} {100 * row['attack_success'] / pairs:.1f} %"
+        careless = f"{100 * row['attack_success_careless'] / pairs:.1f} %"
+        asked = f"{row['benign_asked']}/{row['benign_tasks']} {100 * row['benign_asked'] / tasks:.0f} %"
+        utility = f"{row['utility_refused']}/{row['utility_ideal']}"
+        print(f"{name:12}{won:>22}{careless:>10}{asked:>20}{row['prompts']:>9}{utility:>16}{row['decision_us']:>8} µs")
+
+
+if __name__ == "__main__":
+    _own_python()
+    raise SystemExit(main())

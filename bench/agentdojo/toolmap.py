@@ -1,0 +1,75 @@
+"""The tool map: which legs of the trifecta each tool of a suite is, and which of its arguments are destinations.
+
+    SUITE:
+      TOOL: {legs: [private, untrusted, exfiltration, state], destination: [ARGUMENT, ...]}
+
+A tool that the map does not name is undeclared: it counts as every leg and asks each time. Legs are what the tool can do
+by what it is (its documentation), whatever a task uses it for:
+private (its answer holds the user's own data), untrusted (its answer holds text that others can write),
+exfiltration (what it is given reaches somebody else), state (it changes something outside).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nucleus.lattice import capability as cap
+from nucleus.lattice.policy import ToolRule
+
+
+class MapError(Exception):
+    """The map is wrong; the text names the place."""
+
+
+@dataclass(frozen=True)
+class ToolMap:
+    """Suite -> tool -> rule."""
+
+    suites: dict[str, dict[str, ToolRule]]
+
+    def table(self, suite: str) -> frozenset[ToolRule]:
+        """The rules of one suite."""
+        return frozenset(self.suites.get(suite, {}).values())
+
+
+def read(path: Path) -> ToolMap:
+    """Parse a map. Raises MapError."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise MapError(f"{path}: {error}") from None
+    return ToolMap({suite: _suite(suite, tools, path) for suite, tools in _mapping(data, str(path)).items()})
+
+
+def _suite(suite: str, tools: object, path: Path) -> dict[str, ToolRule]:
+    return {tool: _rule(suite, tool, facts, path) for tool, facts in _mapping(tools, f"{path}: {suite}").items()}
+
+
+def _rule(suite: str, tool: str, facts: object, path: Path) -> ToolRule:
+    where = f"{path}: {suite}.{tool}"
+    facts = _mapping(facts, where)
+    if unknown := set(facts) - {"legs", "destination"}:
+        raise MapError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+    legs = 0
+    for name in _texts(facts.get("legs", []), f"{where}.legs"):
+        if name not in cap.LEG_NAMES:
+            raise MapError(f"{where}.legs: unknown leg {name!r}; known: {', '.join(cap.LEG_NAMES)}")
+        legs |= cap.LEG_NAMES[name]
+    destination = tuple(_texts(facts.get("destination", []), f"{where}.destination"))
+    return ToolRule(f"{suite}/{tool}", legs, destination, cap.ALWAYS)
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise MapError(f"{where}: not a mapping of names")
+    return value
+
+
+def _texts(value: object, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise MapError(f"{where}: not a list of names")
+    return value
