@@ -31,8 +31,7 @@ class AskRules:
 
     def refusal(self, operation_hash: str, now_ns: int) -> str:
         """Why this request is not put to a person, "" when it is."""
-        denied = self._denied.get(operation_hash)
-        if denied is not None and now_ns - denied < DENIED_NS:
+        if self.denied(operation_hash, now_ns):
             return "the same operation was denied less than 60 s ago"
         if now_ns < self._quiet_until_ns:
             return f"{self._in_a_row} requests in a row were denied: nobody is asked for a while"
@@ -41,6 +40,11 @@ class AskRules:
         if self.asked >= MAX_ASKED:
             return f"this pod has asked {MAX_ASKED} times: start a new one"
         return ""
+
+    def denied(self, operation_hash: str, now_ns: int) -> bool:
+        """A person has just said no to exactly this."""
+        denied = self._denied.get(operation_hash)
+        return denied is not None and now_ns - denied < DENIED_NS
 
     def opened(self) -> None:
         """A request is put to a person."""

@@ -3,10 +3,12 @@
 Security steps:
 1. A request is put to a person only while one is present (`watch` or `present`); otherwise the answer is no, at once.
 2. Caps, and "no" is not asked again (`approval.rules`).
-3. What is shown is escaped here; the answer is bound to the operation's hash, not to what was shown.
+3. What is shown is escaped (`requests`); the answer is bound to the operation's hash, not to what was shown.
 4. A decision counts once its record is durable; a decision that cannot be recorded is a no.
 5. A token is minted after that, for this operation, principal and pod; it goes to the gate that asked and nowhere else.
 6. Requests and tokens expire by the wall clock *and* by the monotonic clock.
+7. A wider answer (`grants`) answers a later ask of the same pod, principal and key at once, present or not: its count
+   goes down first, then 4 and 5 as for any yes: one record and one single-use token for each operation.
 
 Promises: the key and the nonces are random and live in this process's memory only. Relies on: the builder, which says
 whose uid an approver's channel is. Does not: know what an operation means.
@@ -15,55 +17,20 @@ whose uid an approver's channel is. Does not: know what an operation means.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
 from nucleus.approval import display, token
 from nucleus.approval.rules import AskRules
-from nucleus.authority import fields
+from nucleus.authority import fields, requests
 from nucleus.authority.batch import Batch
+from nucleus.authority.grants import Grant, Grants
+from nucleus.authority.requests import PRINCIPAL_BYTES, Request
 from nucleus.authority.streams import Stream
 from nucleus.errors import AuditError, DeniedError, InvalidError, NucleusError
 from nucleus.limits import LIMITS
 
 MAX_WAITING = 48  # requests of all pods together
-PRINCIPAL_BYTES = 2_048
-
-
-@dataclass(slots=True)
-class Request:
-    """One request that waits. Times in nanoseconds; `deadline_ns` is monotonic."""
-
-    request: str
-    pod: str
-    gate: Stream
-    ident: int
-    principal: str
-    operation_hash: str
-    kind: str
-    rule: str
-    reason: str
-    obligations: list[str]
-    display: list[str]
-    asked_ns: int
-    expires_ns: int
-    deadline_ns: int
-    nonce: bytes = field(repr=False)
-
-    def shown(self, mono_ns: int) -> dict[str, Any]:
-        """As an approver sees it."""
-        return {
-            "request": self.request,
-            "pod": self.pod,
-            "principal": display.escape(self.principal),
-            "operation": self.kind,
-            "operation_hash": self.operation_hash,
-            "decision": {"rule": self.rule, "reason": self.reason, "obligations": self.obligations},
-            "display": self.display,
-            "asked_ns": self.asked_ns,
-            "expires_ns": self.expires_ns,
-            "remaining_ms": max(0, (self.deadline_ns - mono_ns) // 1_000_000),
-        }
+__all__ = ["MAX_WAITING", "PRINCIPAL_BYTES", "Desk"]
 
 
 class Desk:
@@ -77,6 +44,7 @@ class Desk:
         self._good_until: dict[str, dict[bytes, int]] = {}  # pod -> nonce -> monotonic end
         self._present: dict[Stream, str] = {}  # stream -> the pod that it answers for, "" for all
         self._watching: dict[Stream, str] = {}
+        self.grants = Grants()
 
     def __repr__(self) -> str:
         return f"<Desk, {len(self._waiting)} waiting>"
@@ -84,27 +52,24 @@ class Desk:
     # The gate's side
 
     def ask(self, gate: Stream, ident: int, pod: str, header: dict[str, Any], batch: Batch) -> None:
-        """Put a request to a person, or answer no at once."""
+        """Put a request to a person, or answer at once: no, or what a grant says."""
+        request = requests.read(gate, ident, pod, header, batch)
+        rules = self._rules.setdefault(pod, AskRules())
+        if not rules.denied(request.operation_hash, batch.mono_ns):
+            grant = self.grants.match(pod, request.principal, request.keys, batch.now_ns, batch.mono_ns)
+            if grant is not None:
+                self._by_grant(request, grant, batch)  # 7
+                return
         if not self._attended(pod):  # 1
             batch.answer(gate, ident, {"verdict": "no_approver"})
             return
-        operation_hash = fields.operation_hash(header)
-        rules = self._rules.setdefault(pod, AskRules())
-        refusal = rules.refusal(operation_hash, batch.mono_ns)  # 2
+        refusal = rules.refusal(request.operation_hash, batch.mono_ns)  # 2
         if not refusal and len(self._waiting) >= MAX_WAITING:
             refusal = "too many requests are waiting"
         if refusal:
             batch.answer(gate, ident, {"verdict": "deny", "approver": "", "reason": refusal})
             return
-        request = self._request(gate, ident, pod, operation_hash, header, batch)
-        row = {
-            "pod": pod,
-            "principal": request.principal,
-            "operation_hash": operation_hash,
-            "asked_ns": request.asked_ns,
-            "expires_ns": request.expires_ns,
-        }
-        batch.writes().ask(request.request, request.nonce, row)
+        batch.writes().ask(request.request, request.nonce, request.row())
         rules.opened()
         self._waiting[request.request] = request
 
@@ -116,35 +81,23 @@ class Desk:
 
         batch.answer(gate, ident, None, then=then)
 
-    def _request(
-        self, gate: Stream, ident: int, pod: str, operation_hash: str, header: dict[str, Any], batch: Batch
-    ) -> Request:
-        decision = header.get("decision")
-        operation = header.get("operation")
-        lines = header.get("display")
-        if not isinstance(decision, dict) or not isinstance(operation, dict):
-            raise InvalidError("an ask has a decision and an operation", rule="frames.field")
-        if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
-            raise InvalidError("an ask has lines to show", rule="frames.field")
-        obligations = decision.get("obligations")
-        names = obligations if isinstance(obligations, list) else []
-        return Request(
-            request=os.urandom(6).hex(),
-            pod=pod,
-            gate=gate,
-            ident=ident,
-            principal=fields.text(header, "principal", PRINCIPAL_BYTES),
-            operation_hash=operation_hash,
-            kind=display.escape(str(operation.get("kind", ""))[:64]),
-            rule=display.escape(str(decision.get("rule", ""))[:256]),
-            reason=display.escape(str(decision.get("reason", ""))[:2_000]),
-            obligations=[display.escape(str(name)[:128]) for name in names[:16]],
-            display=display.escape_lines(lines),  # 3
-            asked_ns=batch.now_ns,
-            expires_ns=batch.now_ns + LIMITS.approval_ttl_ns,
-            deadline_ns=batch.mono_ns + LIMITS.approval_ttl_ns,
-            nonce=os.urandom(token.NONCE_BYTES),
-        )
+    def _by_grant(self, request: Request, grant: Grant, batch: Batch) -> None:
+        """Step 7. Where the record cannot be written the gate is told so, and the count stays where it is."""
+        number = grant.take()
+        reason = f"grant {grant.grant}, {number} of {grant.times}"
+        on_record = {"grant": grant.on_record(number)}
+        self._record(request, "approve", grant.approver, reason, batch, on_record)
+        batch.writes().ask(request.request, request.nonce, request.row())
+        batch.writes().resolve_ask(request.request, "approved", grant.approver, reason, batch.now_ns)
+
+        def then(error: NucleusError | None) -> None:
+            if error is not None:
+                return
+            body = {"verdict": "approve", "approver": grant.approver, "reason": reason}
+            request.gate.answer(request.ident, {**body, "token": self._mint(request, batch)})
+            self._push(request.pod, {"event": "granted", "grant": grant.shown(batch.mono_ns)})
+
+        batch.answer(request.gate, request.ident, None, recorded=True, then=then)
 
     def withdraw(self, gate: Stream, target: object, batch: Batch) -> None:
         """The gate no longer wants the answer to its ask `target`."""
@@ -176,6 +129,7 @@ class Desk:
         """Forget a pod; its gate is gone."""
         self._rules.pop(pod, None)
         self._good_until.pop(pod, None)
+        self.grants.close_pod(pod)
 
     # The approver's side
 
@@ -208,6 +162,11 @@ class Desk:
                 self._decide(stream, ident, uid, header, True, batch)
             case "deny":
                 self._decide(stream, ident, uid, header, False, batch)
+            case "grants":
+                standing = self.grants.standing(batch.now_ns, batch.mono_ns)
+                batch.answer(stream, ident, {"grants": [grant.shown(batch.mono_ns) for grant in standing]})
+            case "revoke":
+                self._revoke(stream, ident, uid, header, batch)
             case _:
                 raise InvalidError("unknown request of an approver", rule="frames.op")
 
@@ -229,7 +188,11 @@ class Desk:
             self._end(request, "expired", batch)
             raise InvalidError("the request has expired", rule="approval.request")
         verdict = "approve" if yes else "deny"
-        self._record(request, verdict, approver, reason, batch)
+        grant = self.grants.new(request, header, approver, batch) if yes else None
+        on_record: dict[str, Any] = {"grant": grant.on_record(1)} if grant is not None else {}
+        if not yes and (ended := self.grants.denied(request.pod, request.principal, request.keys)):
+            on_record = {"revoked": ended}
+        self._record(request, verdict, approver, reason, batch, on_record)
         state = "approved" if yes else "denied"
         if not batch.writes().resolve_ask(request.request, state, approver, reason, batch.now_ns):
             raise AuditError("the ledger lost a request", rule="ledger.state")
@@ -241,12 +204,38 @@ class Desk:
                 body = {"verdict": "deny", "approver": "", "reason": "the decision could not be recorded"}
             elif yes:  # 5
                 body["token"] = self._mint(request, batch)
+                if grant is not None:
+                    self.grants.add(grant)
             request.gate.answer(request.ident, body)
             self._resolved(request, str(body["verdict"]), approver)
 
-        batch.answer(stream, ident, {}, recorded=True, then=then)
+        answer = {"grant": grant.shown(batch.mono_ns)} if grant is not None else {}
+        batch.answer(stream, ident, answer, recorded=True, then=then)
 
-    def _record(self, request: Request, verdict: str, approver: str, reason: str, batch: Batch) -> None:
+    def _revoke(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], batch: Batch) -> None:
+        """Ended at once, whether or not the record can be written."""
+        reason = display.escape(fields.text(header, "reason", LIMITS.reason_bytes, default=""))
+        grant = self.grants.revoke(fields.text(header, "grant", 64), batch.now_ns, batch.mono_ns)
+        batch.record(
+            "approval",
+            pod=grant.pod,
+            principal=grant.principal,
+            operation={"kind": grant.operation},
+            decision={"verdict": "revoke", "rule": grant.rule, "obligations": grant.obligations},
+            outcome={"approver": f"uid:{uid}", "reason": reason},
+            context={"grant": grant.on_record(grant.times - grant.left)},
+        )
+        batch.answer(stream, ident, {}, recorded=True)
+
+    def _record(
+        self,
+        request: Request,
+        verdict: str,
+        approver: str,
+        reason: str,
+        batch: Batch,
+        more: dict[str, Any],
+    ) -> None:
         batch.record(
             "approval",
             pod=request.pod,
@@ -255,7 +244,7 @@ class Desk:
             operation_hash=request.operation_hash,
             decision={"verdict": verdict, "rule": request.rule, "obligations": request.obligations},
             outcome={"approver": approver, "reason": reason},
-            context={"request": request.request, "asked_ns": request.asked_ns},
+            context={"request": request.request, "asked_ns": request.asked_ns, **more},
         )
 
     def _mint(self, request: Request, batch: Batch) -> str:
@@ -268,7 +257,8 @@ class Desk:
             batch.now_ns + token.TTL_NS,
             self._key_id,
         )
-        self._good_until.setdefault(request.pod, {})[request.nonce] = batch.mono_ns + token.TTL_NS
+        good = {nonce: end for nonce, end in self._good_until.get(request.pod, {}).items() if end > batch.mono_ns}
+        self._good_until[request.pod] = {**good, request.nonce: batch.mono_ns + token.TTL_NS}
         return token.mint(self._key, claims)
 
     # Time

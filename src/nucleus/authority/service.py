@@ -66,7 +66,7 @@ class Service:
     def turn(self, frames: list[tuple[Channel, Frame]]) -> None:
         """Everything that is ready, as one batch."""
         batch = self.batch
-        batch.start(*self._clock(), durable=any(_decides(channel, frame.header) for channel, frame in frames))
+        batch.start(*self._clock(), durable=any(self._decides(channel, frame.header) for channel, frame in frames))
         self._guarded(lambda: self.desk.expire(batch))
         for channel, frame in frames:
             self._dispatch(channel, frame)
@@ -92,6 +92,17 @@ class Service:
         except Exception as error:  # noqa: BLE001 -- a bug of ours ends one channel and one turn, not every pod
             self.batch.break_off(AuditError(f"internal error: {type(error).__name__}", rule="ledger.bug"))
             channel.shut()
+
+    def _decides(self, channel: Channel, header: dict[str, Any]) -> bool:
+        """An approval may be decided or spent by it."""
+        match header.get("op"):
+            case "reserve":
+                return "token" in header
+            case "ask":
+                return channel.kind == GATE and self.desk.grants.any(channel.pod)
+            case "approve" | "deny":
+                return bool(channel.kind == APPROVER)
+        return False
 
     def _guarded(self, change: Callable[[], None]) -> None:
         try:
@@ -282,6 +293,7 @@ class Service:
             self.batch.finish()
         elif channel.kind == GATE:
             self._guarded(lambda: self.desk.gate_lost(channel, self.batch))
+            self.desk.grants.close_pod(channel.pod)
             self.batch.finish()
             pod = self.ledger.pods.get(channel.pod)
             if pod is not None:
@@ -289,11 +301,6 @@ class Service:
                     resolve(pod, self.ledger, self.log, self._clock, stop=None)
                 except AuditError:
                     return  # the holds stay, and are resolved when the pod is closed or at the next start
-
-
-def _decides(channel: Channel, header: dict[str, Any]) -> bool:
-    op = header.get("op")
-    return (op == "reserve" and "token" in header) or (channel.kind == APPROVER and op in ("approve", "deny"))
 
 
 def _sums(account: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from nucleus.approval.scope import Scope
 from nucleus.model.decision import Decision
 from nucleus.model.grant import Grant
 from nucleus.model.operation import Base
@@ -42,12 +43,13 @@ class Decide:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Sends back an `Approval`."""
+    """Sends back an `Approval`. `scopes`: the wider answers on offer; a grant of one may answer at once."""
 
     operation: Base
     principal: Principal
     decision: Decision
     display: tuple[str, ...]
+    scopes: tuple[Scope, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

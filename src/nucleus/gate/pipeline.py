@@ -26,6 +26,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nucleus.approval.scope import answers
 from nucleus.budget import cost as cost_model
 from nucleus.errors import (
     ApprovalRequiredError,
@@ -39,6 +40,7 @@ from nucleus.errors import (
 )
 from nucleus.gate import effects as fx
 from nucleus.gate.display import display_lines
+from nucleus.gate.scopes import offered
 from nucleus.lattice.exposure import NOTHING
 from nucleus.lattice.session import Session
 from nucleus.limits import LIMITS
@@ -120,7 +122,14 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
         raise NoEgressError("no egress in this pod", rule="pod.egress")
     if decision.verdict is Verdict.ALLOW:
         return ""
-    approval: Approval = yield fx.Ask(operation, _known(state), decision, display_lines(operation, decision.detail))
+    policy = gate.session.policy if gate.session is not None else None
+    approval: Approval = yield fx.Ask(
+        operation,
+        _known(state),
+        decision,
+        display_lines(operation, decision.detail),
+        offered(operation, state.digest, decision, policy),
+    )
     state.approver = approval.approver
     if approval.verdict != "approve":
         why = {"no_approver": "no approver is present", "expired": "the approval request expired"}
@@ -136,6 +145,13 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
     state.decision = again = yield fx.Decide(operation)
     if again.verdict is Verdict.DENY:
         raise DeniedError(again.reason, rule=again.rule, next_step=again.next_step)
+    if again.verdict is Verdict.ASK and not answers(decision, again):
+        # Meanwhile the session saw something: the yes was to less than what would have to be asked now.
+        raise ApprovalRequiredError(
+            f"{again.reason}; this came up while the approval was waited for",
+            rule=again.rule,
+            next_step="Ask for it once more.",
+        )
     return approval.token
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from nucleus.approval.scope import Scope
 from nucleus.errors import AuditError, NucleusError
 from nucleus.frames import Frame
 from nucleus.identity.svid import X509Svid
@@ -82,7 +83,12 @@ class Authority:
         return self.begin(op="append", record=record)
 
     async def ask(
-        self, operation: Base, principal: str, decision: dict[str, Any], display: tuple[str, ...]
+        self,
+        operation: Base,
+        principal: str,
+        decision: dict[str, Any],
+        display: tuple[str, ...],
+        scopes: tuple[Scope, ...] = (),
     ) -> Approval:
         """Ask a person; waits until they answer or the request expires. Withdrawn when we are cancelled."""
         ident, future = self._channel.start(
@@ -93,6 +99,7 @@ class Authority:
                 "principal": principal,
                 "decision": decision,
                 "display": list(display),
+                "scopes": [{"kind": scope.kind, "key": scope.key, "shown": scope.shown} for scope in scopes],
             }
         )
         try:

@@ -158,9 +158,9 @@ class _Job:
                 return parse_operation(raw)
             case fx.Decide(operation):
                 return driver._decide(operation)
-            case fx.Ask(operation, principal, decision, display):
+            case fx.Ask(operation, principal, decision, display, scopes):
                 shown = {"rule": decision.rule, "reason": decision.reason, "obligations": list(decision.obligations)}
-                return await self._interrupt(authority.ask(operation, principal.spiffe_id, shown, display))
+                return await self._interrupt(authority.ask(operation, principal.spiffe_id, shown, display, scopes))
             case fx.Reserve(reservation, amount, operation_hash, principal, token):
                 if self._gone:
                     raise fx.ClientGone
