@@ -144,6 +144,25 @@ def test_a_yes_never_lifts_a_denial_that_came_during_the_wait() -> None:
     assert "Reserve" not in play.names
 
 
+def test_a_yes_is_for_what_was_asked_and_for_no_more() -> None:
+    """While a person read, the session saw something: more would have to be asked now."""
+    more = Decision(
+        Verdict.ASK, ASK.rule, ASK.reason, obligations=ASK.obligations,
+        met=((ASK.rule, Verdict.ASK), ("trifecta.session", Verdict.ASK)),
+    )  # fmt: skip
+    play = Play(Decide=[ASK, more])
+    assert play.run().status == "approval_required"
+    assert "Reserve" not in play.names
+    assert Play(Decide=[more, ASK]).run().status == "ok"
+
+
+def test_an_ask_offers_the_scopes_of_its_operation() -> None:
+    play = Play(Decide=ASK)
+    play.run()
+    ask = next(e for e in play.seen if isinstance(e, fx.Ask))
+    assert [scope.kind for scope in ask.scopes] == ["same", "path"]
+
+
 def test_the_token_is_in_no_record_and_no_repr() -> None:
     play = Play(Decide=ASK, Ask=Approval("approve", token="TOKENVALUE", approver="uid:0"))
     play.run()
