@@ -150,8 +150,8 @@ class PathSet:
     """
 
     __slots__ = (
-        "_anchored", "_ending", "_fold", "_heads", "_key", "_literal", "_names", "_prefix", "_prefixes", "_quick",
-        "_root", "_suffix", "_suffixes", "_tails", "_whole",
+        "_anchored", "_ending", "_fold", "_heads", "_key", "_literal", "_names", "_prefix", "_quick", "_root",
+        "_suffix", "_tails", "_whole",
     )  # fmt: skip
 
     def __init__(self, globs: tuple[str, ...], fold: bool) -> None:
@@ -164,25 +164,20 @@ class PathSet:
         self._ending: dict[str, list[tuple[str, str]]] = {}  # last part is this literal
         for glob in globs:
             self._add(glob)
-        self._prefixes = tuple(text for text, _ in self._prefix)
-        self._suffixes = tuple(text for text, _ in self._suffix)
         self._root = self._anchor(".")
         self._index()
 
     def _index(self) -> None:
         """What `find` asks first. `_quick`: it can answer for every path that holds nothing of what is indexed."""
         self._whole = frozenset((*self._literal, *self._ending))
-        self._key = min((_KEY, *map(len, self._prefixes), *map(len, self._suffixes)))
+        self._key = min((_KEY, *(len(text) for text, _ in (*self._prefix, *self._suffix))))
         self._quick = not self._names and not self._anchored and self._key > 0
-        self._heads: dict[str, tuple[str, ...]] = {}
-        self._tails: dict[str, tuple[str, ...]] = {}
-        if self._quick:
-            for texts, index, part in (
-                (self._prefixes, self._heads, slice(self._key)),
-                (self._suffixes, self._tails, slice(-self._key, None)),
-            ):
-                for text in texts:
-                    index[text[part]] = (*index.get(text[part], ()), text)
+        self._heads: dict[str, list[tuple[str, str]]] = {}
+        self._tails: dict[str, list[tuple[str, str]]] = {}
+        for text, glob in self._prefix if self._key else ():
+            self._heads.setdefault(text[: self._key], []).append((text, glob))
+        for text, glob in self._suffix if self._key else ():
+            self._tails.setdefault(text[-self._key :], []).append((text, glob))
 
     def _add(self, glob: str) -> None:
         text = glob.casefold() if self._fold else glob
@@ -206,24 +201,17 @@ class PathSet:
 
     def find(self, path: str) -> str | None:
         """The glob that covers `path` (relative, normalized), or None."""
-        if self._fold:
-            path = path.casefold()
         if path == ".":
             return self._root
+        if self._fold:
+            path = path.casefold()
         names = path.split("/")
         if self._quick and self._whole.isdisjoint(names) and not self._suspect(names):
             return None
         for name in names:
-            if (glob := self._literal.get(name)) is not None:
+            if (glob := self._name(name)) is not None:
                 return glob
-            if name.startswith(self._prefixes):
-                return next(glob for text, glob in self._prefix if name.startswith(text))
-            if name.endswith(self._suffixes):
-                return next(glob for text, glob in self._suffix if name.endswith(text))
-            for text, glob in self._names:
-                if _compile(text).matches(name):
-                    return glob
-        if not self._anchored and not self._ending:
+        if not self._anchored and self._ending.keys().isdisjoint(names):
             return None
         end = len(path)
         while end > 0:
@@ -232,16 +220,25 @@ class PathSet:
             end = path.rfind("/", 0, end)
         return None
 
+    def _name(self, name: str) -> str | None:
+        """The glob that covers one name by itself."""
+        if (glob := self._literal.get(name)) is not None:
+            return glob
+        key = self._key
+        for text, glob in self._heads.get(name[:key], ()) if key else self._prefix:
+            if name.startswith(text):
+                return glob
+        for text, glob in self._tails.get(name[-key:], ()) if key else self._suffix:
+            if name.endswith(text):
+                return glob
+        return next((glob for text, glob in self._names if _compile(text).matches(name)), None)
+
     def _suspect(self, names: list[str]) -> bool:
         """Does a name begin or end as a pattern does?"""
         key, heads, tails = self._key, self._heads, self._tails
-        if heads:
+        if heads or tails:
             for name in names:
-                if (head := name[:key]) in heads and name.startswith(heads[head]):
-                    return True
-        if tails:
-            for name in names:
-                if (tail := name[-key:]) in tails and name.endswith(tails[tail]):
+                if name[:key] in heads or name[-key:] in tails:
                     return True
         return False
 
