@@ -50,7 +50,7 @@ def _own_python() -> None:
         )  # fmt: skip
         done.touch()
     os.environ["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
-    os.execv(python, [str(python), "-m", "bench.agentdojo", *sys.argv[1:]])  # noqa: S606
+    os.execv(python, [str(python), "-m", "bench.agentdojo", *sys.argv[1:]])
 
 
 def _suites(names: list[str]) -> list[Any]:
@@ -118,7 +118,7 @@ def _measure(suite: Any, made: Any) -> dict[str, Any]:
             counts["pairs_native"] += native
             counts["attack_success"] += won
             counts["attack_success_native"] += won and native
-            counts["attack_prompts"] += run.attack_asked
+            counts["attack_prompts"] += len(run.attack_asked)
             counts["attack_success_careless"] += replay.careless(task, injection, cut, ideal)
             if won:
                 won_pairs.append(f"{task.ID} {injection.ID}")
