@@ -24,6 +24,7 @@ _SCANNED_WORDS = 400
 _GIT_LONG = frozenset(
     name[:end] for name in t.GIT_SUBCOMMAND_ESCAPES if name.startswith("--") for end in range(3, len(name) + 1)
 )
+_GIT = trait_of("git")
 _GIT_MESSAGES = frozenset(("-m", "--message", "-am", "--author", "--date", "-S", "-G", "--grep"))
 # Subcommands that need nothing and flag nothing but by their options.
 _GIT_QUIET = t.GIT_UNATTENDED - t.GIT_COMMITS - t.GIT_NETWORK - t.GIT_PUSHES - {"stash", "worktree", "init"}
@@ -119,11 +120,18 @@ def _analyse(command: Command, argv: Words, cwd: str, depth: int) -> None:
         return
     if trait.interpreter:
         _interpreter(command, program, trait.family, args, cwd)
+    writes = trait.writer
+    if program == "sed":
+        escapes, writes = _sed(args)
+        if escapes:
+            command.flags.append("sed can run a command or write a file here")
     if trait.escapes:
-        _options(command, program, args, cwd, depth)
-    if trait.clients:
+        _options(command, trait, program, args, cwd, depth)
+    if trait.client:
         _needs(command, program, args)
-    _words(command, program, trait, args, cwd)
+    if writes:
+        command.requires.add("write_files")
+    _words(command, trait, args, cwd, writes=writes)
 
 
 # --- wrappers ---
@@ -217,7 +225,7 @@ def _shell(command: Command, program: str, args: Words, cwd: str, depth: int) ->
     else:
         command.runs_code = program
     _scan_shell(command, " ".join(args) if string else "", cwd)
-    _words(command, program, trait_of(program), args, cwd)
+    _words(command, trait_of(program), args, cwd)
 
 
 def _script(args: Words) -> tuple[str, bool]:
@@ -257,9 +265,9 @@ def _interpreter(command: Command, program: str, family: str, args: Words, cwd: 
         return
     command.runs_code = program
     options = t.CODE_OPTIONS.get(family, ())
-    short = tuple(option for option in options if len(option) == 2)
+    short = tuple([option for option in options if len(option) == 2]) or ("\0",)
     for index, word in enumerate(args):
-        if word in options or (word.startswith("-") and not word.startswith("--") and word.endswith(short or ("\0",))):
+        if word in options or (word[:1] == "-" and word[:2] != "--" and word.endswith(short)):
             code = "".join(args[index + 1 : index + 2])
             # A file that the code names in quotes is as good as an argument.
             for piece in code.replace('"', "'").split("'")[1 : 2 * _SCANNED_WORDS : 2]:
@@ -270,11 +278,11 @@ def _interpreter(command: Command, program: str, family: str, args: Words, cwd: 
 # --- options, requirements, words ---
 
 
-def _options(command: Command, program: str, args: Words, cwd: str, depth: int) -> None:
+def _options(command: Command, trait: Trait, program: str, args: Words, cwd: str, depth: int) -> None:
     if program in t.ESCAPING:
         command.flags.append(f"{program} can run other commands")
-    for word in args:
-        for option in t.ESCAPE_OPTIONS.get(program, ()):
+    for word in args if trait.options else ():
+        for option in trait.options:
             if _is_option(word, option, program):
                 command.flags.append(f"{program} {option} runs or removes more than it says")
     if args and args[0] in t.EXEC_SUBCOMMANDS.get(program, frozenset()):
@@ -284,8 +292,6 @@ def _options(command: Command, program: str, args: Words, cwd: str, depth: int) 
         for index, word in enumerate(args):
             if word in ("-exec", "-execdir", "-ok", "-okdir", "-x", "-X", "--exec", "--exec-batch"):
                 _analyse(command, args[index + 1 :], cwd, depth + 1)
-    if program == "sed" and _sed(args)[0]:
-        command.flags.append("sed can run a command or write a file here")
     if program in ("awk", "gawk", "mawk", "nawk") and any(map(_awk_escapes, args)):
         command.flags.append("awk can run a command or write a file here")
     if program == "tar" and args and args[0].isalpha() and set("IFP") & set(args[0]):
@@ -392,13 +398,10 @@ def _needs(command: Command, program: str, args: Words) -> None:
             command.requires |= {"git_push", "web_fetch"}
     elif program in t.NETWORK or set(operands[:2]) & t.NETWORK_SUBCOMMANDS.get(program, frozenset()):
         command.requires.add("web_fetch")
-    if program in t.WRITERS or (program == "sed" and _sed(args)[1]):
-        command.requires.add("write_files")
 
 
-def _words(command: Command, program: str, trait: Trait, args: Words, cwd: str) -> None:
+def _words(command: Command, trait: Trait, args: Words, cwd: str, *, writes: bool = False) -> None:
     """Which paths and URLs do the words name?"""
-    writes = trait.writer or (program == "sed" and _sed(args)[1])
     first = len(command.paths)
     if trait.expression:
         args = _operands(args)
@@ -512,7 +515,7 @@ def _git(command: Command, args: Words, cwd: str, named: str) -> None:
         command.layers.append(Layer("git", (sub, *rest)))
     _git_subcommand(command, sub, rest)
     words = _git_words(sub, rest)
-    _words(command, "git", trait_of("git"), words, cwd)
+    _words(command, _GIT, words, cwd)
     for word in words:
         if ":" in word:  # `REV:path` and `:/path` start at the root, wherever git runs
             _note_value(command, word.rpartition(":")[2].rpartition(")")[2].lstrip("/!^"), ".")

@@ -208,8 +208,13 @@ class PathSet:
         names = path.split("/")
         if self._quick and self._whole.isdisjoint(names) and not self._suspect(names):
             return None
+        literal, key, heads, tails = self._literal, self._key, self._heads, self._tails
         for name in names:
-            if (glob := self._name(name)) is not None:
+            if (glob := literal.get(name)) is not None:
+                return glob
+            if (not key or self._names or name[:key] in heads or name[-key:] in tails) and (
+                glob := self._name(name)
+            ) is not None:
                 return glob
         if not self._anchored and self._ending.keys().isdisjoint(names):
             return None
@@ -220,10 +225,15 @@ class PathSet:
             end = path.rfind("/", 0, end)
         return None
 
+    def covers(self, path: str) -> bool:
+        """Does a glob cover `path`? Less work than to say which."""
+        if path == ".":
+            return self._root is not None
+        names = (path.casefold() if self._fold else path).split("/")
+        return not self._literal.keys().isdisjoint(names) or self.find(path) is not None
+
     def _name(self, name: str) -> str | None:
-        """The glob that covers one name by itself."""
-        if (glob := self._literal.get(name)) is not None:
-            return glob
+        """The pattern that covers one name by itself."""
         key = self._key
         for text, glob in self._heads.get(name[:key], ()) if key else self._prefix:
             if name.startswith(text):

@@ -17,7 +17,7 @@ class Trait:
     """One program, by the last part of its name."""
 
     __slots__ = (
-        "clients", "escapes", "expression", "family", "interpreter", "reader", "shell", "wrapper", "writer",
+        "client", "escapes", "expression", "family", "interpreter", "options", "reader", "shell", "wrapper", "writer",
     )  # fmt: skip
 
     def __init__(self, program: str) -> None:
@@ -28,15 +28,14 @@ class Trait:
         self.reader = program in t.READERS
         self.writer = program in t.WRITERS
         self.expression = program in t.EXPRESSION_FIRST
-        # `_options` and `_needs` have something to say of it.
-        self.escapes = (
-            program in t.ESCAPING or bool(t.ESCAPE_OPTIONS.get(program)) or program in t.EXEC_SUBCOMMANDS
-            or program in ("find", "fd", "sed", "awk", "gawk", "mawk", "nawk", "tar")
-        )  # fmt: skip
-        self.clients = (
-            program in ("gh", "glab", "hub", "sed") or program in t.NETWORK or program in t.NETWORK_SUBCOMMANDS
-            or self.writer
-        )  # fmt: skip
+        self.options = t.ESCAPE_OPTIONS.get(program, ())
+        # Besides running what its words say, it may run, fetch or publish something by its own features.
+        self.escapes = bool(self.options) or (
+            program in t.ESCAPING
+            or program in t.EXEC_SUBCOMMANDS
+            or program in ("find", "fd", "awk", "gawk", "mawk", "nawk", "tar")
+        )
+        self.client = program in ("gh", "glab", "hub") or program in t.NETWORK or program in t.NETWORK_SUBCOMMANDS
 
 
 _TABLED: frozenset[str] = frozenset().union(
