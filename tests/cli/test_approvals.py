@@ -184,3 +184,101 @@ def test_watch_json_prints_and_asks_nothing(helper: tuple[Helper, Authority]) ->
         assert event["event"] == "request"
         process.terminate()
     assert gate.wait(ident)["verdict"] == "no_approver"
+
+
+# Wider answers
+
+OFFERED = [
+    {"kind": "same", "key": "22" * 32, "shown": "exactly this write again"},
+    {"kind": "path", "key": "11" * 32, "shown": 'write to "no\u202ete.txt", any content'},
+]
+LINE = b'write to "no\\u202ete.txt", any content'
+
+
+def test_a_wider_answer_by_command_line(run: Run, helper: tuple[Helper, Authority]) -> None:
+    gate, watcher = helper[1].gate(), helper[1].approver()
+    ident = gate.ask(scopes=OFFERED)
+    request = watcher.call("list")["requests"][0]["request"]
+    assert b"wider, --scope path: " + LINE in run("show", request).stdout
+    assert json.loads(run("list", "--json").stdout)[0]["scopes"][1]["kind"] == "path"
+    for wrong in (["--scope", "path"], ["--times", "3"], ["--scope", "path", "--times", "x"],
+                  ["--scope", "path", "--times", "101"], ["--scope", "host", "--times", "3"]):  # fmt: skip
+        assert run("approve", request, *wrong).returncode == 2
+    assert run("deny", request, "--scope", "path", "--times", "3").returncode == 2
+    assert run("grants").stdout == b"no grant holds\n"
+    done = run("approve", request, "--scope", "path", "--times", "3")
+    assert done.returncode == 0, done.stderr
+    assert b"1 of 3: " + LINE in done.stdout
+    assert gate.wait(ident)["verdict"] == "approve"
+    assert gate.wait(gate.ask(scopes=OFFERED, operation_hash="cd" * 32))["verdict"] == "approve"
+    assert b"2 of 3: " + LINE in run("grants").stdout
+    (grant,) = json.loads(run("grants", "--json").stdout)
+    assert (grant["left"], grant["approver"]) == (1, f"uid:{os.geteuid()}")
+    assert run("revoke", grant["grant"]).returncode == 0
+    assert json.loads(run("grants", "--json").stdout) == []
+    assert run("revoke", grant["grant"]).returncode == 2
+    gate.ask(scopes=OFFERED, operation_hash="ef" * 32)
+    assert len(watcher.call("list")["requests"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "verdict", "left"),
+    [
+        ([b"p\n", b"y\n"], "approve", 4),
+        ([b"P 20\n", b"yes\n"], "approve", 19),
+        ([b"p 3\n", b"\n", b"y\n"], "approve", 0),  # not that wide: the question is back, and once is once
+        ([b"p 3\n", b"n\n", b"n\n"], "deny", 0),
+        ([b"p 101\n"], "deny", 0),
+        ([b"p 0\n"], "deny", 0),
+        ([b"h\n"], "deny", 0),  # not on offer
+        ([b"p p\n"], "deny", 0),
+    ],
+)
+def test_watch_takes_a_wider_answer_only_after_a_second_yes(
+    helper: tuple[Helper, Authority], tmp_path: Path, keys: list[bytes], verdict: str, left: int
+) -> None:
+    gate = helper[1].gate()
+    program = OnTerminal(helper[0], ["approvals", "watch"], on=(0, 1, 2), cwd=tmp_path)
+    try:
+        program.wait_for(b"watching")
+        ident = gate.ask(scopes=OFFERED)
+        program.wait_for(b"allow this once? [y/N] (29")
+        assert b"[p] 5 times (p 20: 20 times): " + LINE in program.shown
+        for number, key in enumerate(keys):
+            time.sleep(0.35)
+            program.shown = b""
+            os.write(program.master, key)
+            if number < len(keys) - 1:
+                confirming = key[:1].lower() == b"p"
+                program.wait_for(b"this one included? [y/N] (" if confirming else b"allow this once? [y/N] (")
+                assert (b"at most 1 h: " + LINE in program.shown) is confirming
+                assert (b"not wider" in program.shown) is not confirming
+        assert gate.wait(ident)["verdict"] == verdict
+        found = helper[1].approver().call("grants")["grants"]
+        assert [grant["left"] for grant in found] == ([left] if left else [])
+        if left:
+            program.shown = b""
+            assert gate.wait(gate.ask(scopes=OFFERED, operation_hash="cd" * 32))["verdict"] == "approve"
+            program.wait_for(b"allowed by grant")
+    finally:
+        program.close()
+
+
+def test_a_second_yes_that_was_typed_ahead_is_none(helper: tuple[Helper, Authority], tmp_path: Path) -> None:
+    gate = helper[1].gate()
+    program = OnTerminal(helper[0], ["approvals", "watch"], on=(0, 1, 2), cwd=tmp_path)
+    try:
+        program.wait_for(b"watching")
+        ident = gate.ask(scopes=OFFERED)
+        program.wait_for(b"allow this once? [y/N] (29")
+        time.sleep(0.35)
+        os.write(program.master, b"p 100\ny\ny\n")
+        program.wait_for(b"100 times, this one included? [y/N] (")
+        os.write(program.master, b"y\n")  # too soon to have been read
+        time.sleep(0.5)
+        gate.call("budget")
+        assert ident not in gate.answers
+        os.write(program.master, b"y\n")
+        assert gate.wait(ident)["verdict"] == "approve"
+    finally:
+        program.close()

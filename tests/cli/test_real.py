@@ -90,6 +90,27 @@ def test_an_approval_at_the_terminal(
     assert "approval" in house.events()
 
 
+def test_a_wider_answer_at_the_terminal(house: House, at_terminal: Callable[..., OnTerminal]) -> None:
+    program = at_terminal("exec", "--profile", "codegen", "--", "sh", "-c", "exit 7")
+    program.wait_for(b"allow this once? [y/N] ")
+    assert b'[c] 5 times (c 20: 20 times): run ["sh", "-c", "exit 7"] in "." with no input' in program.shown
+    time.sleep(READING_S)
+    program.type(b"c 2\n")
+    program.wait_for(b"allow this 2 times, this one included? [y/N] ")
+    time.sleep(READING_S)
+    program.type(b"no\n")
+    program.wait_for(b"not wider")
+    time.sleep(READING_S)
+    program.type(b"c 3\n")
+    program.wait_for(b"allow this 3 times, this one included? [y/N] ")
+    time.sleep(READING_S)
+    program.type(b"y\n")
+    assert program.wait() == 7, program.shown
+    records = [json.loads(line) for line in (house.state / "audit.jsonl").read_text().splitlines()]
+    (approval,) = [record for record in records if record["event"] == "approval"]
+    assert (approval["context"]["grant"]["scope"], approval["context"]["grant"]["times"]) == ("command", 3)
+
+
 def test_an_agent_on_a_pty(house: House, at_terminal: Callable[..., OnTerminal]) -> None:
     program = at_terminal(
         "run", "--profile", "codegen", "--", "sh", "-c", "stty size; read line; echo got:$line; exit 3"

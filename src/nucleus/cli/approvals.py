@@ -1,10 +1,11 @@
-"""`nucleus approvals`: the requests that wait for a person, and the answers.
+"""`nucleus approvals`: the requests that wait for a person, the answers, and what was allowed more than once.
 
 Numbered steps of `watch`, for each request:
  1. shown whole, as it will run, escaped by the authority and once more here;
  2. what was typed before the question, or too soon after it, is thrown away: no yes to what was not seen;
  3. anything but a typed ``y`` or ``yes`` is a no; there is no option that says yes by itself;
- 4. a request that expires or is answered elsewhere is no longer asked; the end of the terminal ends the watch.
+ 4. a wider answer (`wider`) is shown by itself and needs a second yes, under 2 again; without it the question is back;
+ 5. a request that expires or is answered elsewhere is no longer asked; the end of the terminal ends the watch.
 
 Promises: tokens never come here. One who watches counts as present; `list`, `show`, `approve` and `deny` do not.
 Relies on: the resident helper (requests of a private one are asked on its own launcher's terminal).
@@ -21,6 +22,7 @@ from nucleus.cli.launcher import Launcher
 from nucleus.cli.main import printable
 from nucleus.cli.options import FLAG, ONE, invalid, parse
 from nucleus.cli.prompt import READING_S, SWAPPED_S, open_terminal
+from nucleus.cli.wider import Wider, choices, chosen, grant_line, offers
 from nucleus.pod import runtime
 from nucleus.sdk import wire
 
@@ -32,14 +34,19 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: nucleus approvals list [--json]
        nucleus approvals show ID [--json]
-       nucleus approvals approve ID [--reason TEXT]
+       nucleus approvals approve ID [--scope KIND --times N] [--reason TEXT]
        nucleus approvals deny ID [--reason TEXT]
        nucleus approvals watch [--json]
+       nucleus approvals grants [--json]
+       nucleus approvals revoke GRANT [--reason TEXT]
 
 watch    ask for each request on this terminal, until interrupted; --json: print them and ask nothing.
          While somebody watches, operations that need an approval wait for it (at most 300 s).
+approve  once; with --scope and --times: a scope that `show` offers, N times (1 to 100), this one included, for at
+         most 1 h. It holds when nobody watches any more, and ends with the pod.
+grants   what was allowed more than once and still holds;  revoke ends one
 """
-_TABLE = {"json": FLAG, "help": FLAG, "reason": ONE}
+_TABLE = {"json": FLAG, "help": FLAG, "reason": ONE, "scope": ONE, "times": ONE}
 _ANSWER_S = 30.0
 _LINE = 16  # characters of an answer
 
@@ -104,8 +111,9 @@ def main(argv: list[str]) -> int:
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0
+    wider = _wider(positional, options)
     match positional:
-        case ["list"] | ["show" | "approve" | "deny", _]:
+        case ["list" | "grants"] | ["show" | "approve" | "deny" | "revoke", _]:
             channel = runtime.connect_helper()
             if channel is None:
                 return _no_helper(positional[0], as_json=options["json"])
@@ -115,24 +123,36 @@ def main(argv: list[str]) -> int:
                 raise invalid("a private builder has no requests but its own launcher's: watch needs the helper")
             launcher = Launcher.open()
         case _:
-            raise invalid("approvals list, show ID, approve ID, deny ID, or watch")
+            raise invalid("approvals list, show ID, approve ID, deny ID, watch, grants, or revoke GRANT")
     with launcher:
         approver = Approver(launcher.attach_approver())
         try:
-            return _verb(approver, positional, options)
+            return _verb(approver, positional, options, wider)
         finally:
             approver.close()
 
 
+def _wider(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """What `approve` carries besides. Raises InvalidError."""
+    kind, times = options["scope"], options["times"]
+    if not kind and not times:
+        return {}
+    if words[:1] != ["approve"] or not kind or not (times.isascii() and times.isdigit()):
+        raise invalid("a wider answer is: approve ID --scope KIND --times N")
+    return {"scope": kind, "times": int(times[:9])}
+
+
 def _no_helper(verb: str, *, as_json: bool) -> int:
-    if verb == "list":
-        sys.stdout.write("[]\n" if as_json else "no request waits (no helper runs)\n")
+    if verb in ("list", "grants"):
+        nothing = "no request waits" if verb == "list" else "no grant holds"
+        sys.stdout.write("[]\n" if as_json else f"{nothing} (no helper runs)\n")
         return 0
-    sys.stderr.write("invalid_request: no such request is waiting (no helper runs)\n")
+    what = "grant" if verb == "revoke" else "request is waiting"
+    sys.stderr.write(f"invalid_request: no such {what} (no helper runs)\n")
     return 2
 
 
-def _verb(approver: Approver, words: list[str], options: dict[str, Any]) -> int:
+def _verb(approver: Approver, words: list[str], options: dict[str, Any], wider: dict[str, Any]) -> int:
     match words:
         case ["list"]:
             requests = approver.call("list").get("requests", [])
@@ -144,8 +164,17 @@ def _verb(approver: Approver, words: list[str], options: dict[str, Any]) -> int:
             request = approver.call("show", request=ident).get("request", {})
             _json(request) if options["json"] else _say(text(request))
         case [("approve" | "deny") as verb, ident]:
-            approver.call(verb, request=ident, reason=options["reason"])
-            _say(f"{verb}: {ident}\n")
+            grant = approver.call(verb, request=ident, reason=options["reason"], **wider).get("grant")
+            _say(f"{verb}: {ident}\n" + (f"grant {grant_line(grant)}\n" if grant else ""))
+        case ["grants"]:
+            grants = approver.call("grants").get("grants", [])
+            if options["json"]:
+                _json(grants)
+            else:
+                _say("".join(f"{grant_line(grant)}\n" for grant in grants) or "no grant holds\n")
+        case ["revoke", ident]:
+            approver.call("revoke", grant=ident, reason=options["reason"])
+            _say(f"revoke: {ident}\n")
         case _:
             return Watch(approver, ask=not options["json"]).run()
     return 0
@@ -164,6 +193,7 @@ def text(request: dict[str, Any]) -> str:
             f"  why it asks: {decision.get('reason', '')} ({decision.get('rule', '')})",
             *(f"  {one_line(line)}" for line in (lines if isinstance(lines, list) else [])),
             f"  operation hash: {request.get('operation_hash')}",
+            *(f"  wider, --scope {kind}: {shown}" for kind, shown in offers(request)),
             f"  expires in {_seconds(request)} s",
         )
     )
@@ -195,6 +225,7 @@ class Watch:
         self._ask = ask
         self._queue: list[dict[str, Any]] = []
         self._asked: dict[str, Any] | None = None
+        self._wider: Wider | None = None
         self._typed = ""
         self._since = self._deadline = 0.0
         self._reading = READING_S
@@ -249,13 +280,18 @@ class Watch:
             self._queue = [item for item in self._queue if item.get("request") != request]
             if self._asked is not None and self._asked.get("request") == request:
                 self._tell(f"\nno longer asked: {event.get('verdict')} {event.get('approver')}\n")
-                self._asked, self._reading = None, SWAPPED_S
+                self._asked, self._wider, self._reading = None, None, SWAPPED_S
+        elif event.get("event") == "granted":
+            self._tell(f"\nallowed by grant {grant_line(event.get('grant'))}\n")
 
-    def _question(self, request: dict[str, Any]) -> None:
+    def _question(self, request: dict[str, Any], shown: str = "", wider: Wider | None = None) -> None:
         import termios
 
         self._deadline = request["until"]
-        self._tell("\n" + text(request))  # 1
+        self._wider = wider
+        self._tell(
+            "\n" + (shown or text(request)) + ("" if wider else "".join(f"{x}\n" for x in choices(request)))
+        )  # 1
         termios.tcflush(self._terminal, termios.TCIFLUSH)  # 2
         self._asked, self._typed, self._since = request, "", time.monotonic()
         self._countdown()
@@ -264,7 +300,8 @@ class Watch:
         if self._asked is None or self._terminal < 0:
             return
         left = max(0, int(self._deadline - time.monotonic()))
-        self._raw(f"\r\x1b[Kallow this once? [y/N] ({left} s) {printable(self._typed)}")
+        question = "allow this once? [y/N] " if self._wider is None else self._wider.question()
+        self._raw(f"\r\x1b[K{question}({left} s) {printable(self._typed)}")
 
     def _keys(self) -> bool:
         """Keys of the person; False when the terminal has ended."""
@@ -273,13 +310,13 @@ class Watch:
         except OSError:
             data = b""
         if not data or data == b"\x04":
-            return False  # 4
+            return False  # 5
         if self._asked is None or time.monotonic() - self._since < self._reading:  # 2
             return True
         self._reading = READING_S
         for char in data.decode("utf-8", "replace"):
             if char in "\r\n":
-                self._decide(self._typed.strip().lower() in ("y", "yes"))  # 3
+                self._answered(self._typed.strip().lower() in ("y", "yes"))  # 3
                 return True
             if char in "\x7f\b":
                 self._typed = self._typed[:-1]
@@ -287,19 +324,32 @@ class Watch:
                 self._typed += char
         return True
 
-    def _decide(self, yes: bool) -> None:
+    def _answered(self, yes: bool) -> None:
+        assert self._asked is not None
+        if yes:
+            self._decide("approve", self._wider)
+        elif self._wider is not None:  # 4
+            self._question(self._asked, "not wider\n")
+        elif (wider := chosen(self._asked, self._typed)) is not None:
+            self._question(self._asked, wider.text() + "\n", wider)
+        else:
+            self._decide("deny", None)
+
+    def _decide(self, verb: str, wider: Wider | None) -> None:
         from nucleus.errors import InvalidError
 
-        asked, self._asked = self._asked, None
+        asked, self._asked, self._wider = self._asked, None, None
         assert asked is not None
+        more = wider.fields() if wider is not None else {}
         try:
             self._approver.call(
-                "approve" if yes else "deny", request=asked.get("request"), reason="answered in nucleus approvals watch"
+                verb, request=asked.get("request"), reason="answered in nucleus approvals watch", **more
             )
         except InvalidError as error:  # expired, or answered elsewhere, in the meantime
             self._tell(f"\n{error.message}\n")
         else:
-            self._tell(f"\n{'approved, once' if yes else 'denied'}\n")
+            times = "once" if wider is None else f"{wider.times} times"
+            self._tell(f"\napproved, {times}\n" if verb == "approve" else "\ndenied\n")
 
     def _tell(self, message: str) -> None:
         if self._terminal >= 0:

@@ -4,7 +4,8 @@ Numbered steps of one question:
  1. only requests of our own pod; others wait for their own approver;
  2. what was typed before the question, or too soon after it, is thrown away: no yes to what was not seen;
  3. foreign text is escaped, however it came;
- 4. anything but a plain yes is a no; the end of the terminal is the end of the approver, which is a no.
+ 4. anything but a plain yes is a no; the end of the terminal is the end of the approver, which is a no;
+ 5. a wider answer (`wider`) is shown by itself and needs a second yes, under 2 again; without it the question is back.
 Does not: hold or see a token; the authority keeps them.
 """
 
@@ -16,6 +17,7 @@ import termios
 import time
 
 from nucleus.cli.main import printable
+from nucleus.cli.wider import Wider, choices, chosen, grant_line
 from nucleus.sdk import wire
 
 TYPE_CHECKING = False
@@ -52,6 +54,7 @@ class Prompt:
         self._reader = wire.Reader()
         self._queue: list[dict[str, Any]] = []
         self._asking: dict[str, Any] | None = None
+        self._wider: Wider | None = None
         self._since = 0.0
         self._reading = READING_S
         self._number = 1
@@ -123,12 +126,15 @@ class Prompt:
             self._queue = [item for item in self._queue if item.get("request") != request]
             if self._asking is not None and self._asking.get("request") == request:
                 self._say(f"\nnucleus: no longer asked ({header.get('verdict')})\n")
-                self._asking = None
+                self._asking = self._wider = None
                 self._reading = SWAPPED_S
+        elif header.get("event") == "granted":
+            self._say(f"\nnucleus: allowed by grant {grant_line(header.get('grant'))}\n")
+            if self._asking is not None:
+                self._say(self._question)
 
     def _ask(self, request: dict[str, Any]) -> None:
         self._asking = request
-        termios.tcflush(self._terminal, termios.TCIFLUSH)  # 2
         decision, display = request.get("decision"), request.get("display")
         decision = decision if isinstance(decision, dict) else {}
         lines = [
@@ -136,9 +142,19 @@ class Prompt:
             f"nucleus: approval needed: {decision.get('reason', '')}",
             f"  rule: {decision.get('rule', '')}",
             *(f"  {line}" for line in (display if isinstance(display, list) else [])),
+            *choices(request),
         ]
         # One line stays one line, so that no text of the operation's can look like a question of ours.
-        self._say("\n".join(line.replace("\n", "\\n") for line in lines) + "\n" + QUESTION)
+        self._put("\n".join(line.replace("\n", "\\n") for line in lines) + "\n")
+
+    @property
+    def _question(self) -> str:
+        return QUESTION if self._wider is None else self._wider.question()
+
+    def _put(self, text: str) -> None:
+        """Show `text` and the question; what comes from now on may be an answer."""
+        termios.tcflush(self._terminal, termios.TCIFLUSH)  # 2
+        self._say(text + self._question)
         self._since = time.monotonic()
 
     def _answered(self) -> None:
@@ -147,18 +163,29 @@ class Prompt:
         except OSError:
             answer = b""
         if answer and time.monotonic() - self._since < self._reading:  # 2
-            self._say(f"nucleus: too quick to have been read\n{QUESTION}")
+            self._say(f"nucleus: too quick to have been read\n{self._question}")
             self._since = time.monotonic()
             return
-        asked, self._asking, self._reading = self._asking, None, READING_S
+        asked, wider, self._reading = self._asking, self._wider, READING_S
         assert asked is not None
         yes = answer.strip().lower() in (b"y", b"yes")  # 4
+        if answer and wider is not None and not yes:  # 5
+            self._wider = None
+            self._put("\n".join(["nucleus: not wider", *choices(asked)]) + "\n")
+            return
+        if wider is None and not yes:
+            self._wider = chosen(asked, answer.decode("utf-8", "replace"))
+            if self._wider is not None:
+                self._put(f"nucleus: {self._wider.text()}\n")
+                return
+        self._asking = self._wider = None
         self._number += 1
         message = {
             "id": self._number,
             "op": "approve" if yes else "deny",
             "request": asked.get("request"),
             "reason": "answered at the launcher's terminal",
+            **(wider.fields() if yes and wider is not None else {}),
         }
         try:
             self._channel.sendall(wire.encode(message))
