@@ -8,17 +8,17 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nucleus.lattice.decision import Context, decide, decide_path
-    from nucleus.lattice.load import parse_policy, policy_digest
+    from nucleus.lattice.load import load_policy, parse_policy, policy_digest
     from nucleus.lattice.policy import Policy, delegate, leq, meet, normalize
 
 __all__ = [
-    "Context", "Policy", "decide", "decide_path", "delegate", "leq", "meet", "normalize", "parse_policy",
-    "policy_digest",
+    "Context", "Policy", "decide", "decide_path", "delegate", "leq", "load_policy", "meet", "normalize",
+    "parse_policy", "policy_digest",
 ]  # fmt: skip
 
 _HOME = {
     "Context": "decision", "decide": "decision", "decide_path": "decision",
-    "parse_policy": "load", "policy_digest": "load",
+    "load_policy": "load", "parse_policy": "load", "policy_digest": "load",
     "Policy": "policy", "delegate": "policy", "leq": "policy", "meet": "policy",
     "normalize": "policy",
 }  # fmt: skip

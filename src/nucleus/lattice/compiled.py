@@ -9,7 +9,7 @@ from __future__ import annotations
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
 from nucleus.lattice.paths import PathSet
-from nucleus.lattice.policy import Argument, CommandRule, Everything, Policy, modes
+from nucleus.lattice.policy import Argument, CommandRule, Everything, Policy, live_legs, modes
 
 _KEPT = 64
 _LEGS = {
@@ -81,11 +81,7 @@ class Compiled:
         self.static = "static" in self.modes
         self.session = "session" in self.modes
         self.provenance = "provenance" in self.modes
-        self.tools = 0
-        for table in policy.tools:
-            for rule in table:
-                if rule.level != cap.NEVER:
-                    self.tools |= rule.legs & (cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION)
+        self.tools = live_legs(policy)
         self.normals: dict[tuple[bool, bool, int], int] = {}
 
     def normal(self, egress: bool, trusted: bool, seen: int) -> int:

@@ -443,18 +443,19 @@ def _run(case: _Case, operation: Base) -> None:
 
 def _lines(case: _Case, command: Command) -> None:
     for layer in command.layers:
-        if (line := _caught(case.ready.deny, layer.program, layer.args)) is not None:
+        if (line := caught(case.ready.deny, layer.program, layer.args)) is not None:
             case.deny(
                 "commands.deny",
                 "this command is denied by the policy",
                 f"commands.deny: {line}",
                 "Change `commands.deny`.",
             )
-        elif (line := _caught(case.ready.ask, layer.program, layer.args)) is not None:
+        elif (line := caught(case.ready.ask, layer.program, layer.args)) is not None:
             case.ask("run_bash", "commands.ask", "the policy asks for this command", f"commands.ask: {line}")
 
 
-def _caught(rules: Rules, program: str, args: tuple[str, ...]) -> CommandRule | None:
+def caught(rules: Rules, program: str, args: tuple[str, ...]) -> CommandRule | None:
+    """The rule of an ask or deny list that catches one layer of a command."""
     for rule in rules.of(program):
         if rule.catches(program, args):
             return rule
@@ -466,8 +467,9 @@ def _caught(rules: Rules, program: str, args: tuple[str, ...]) -> CommandRule | 
     return None
 
 
-def _listed(ready: Compiled, command: Command) -> bool:
-    if ready.listed is None:
+def is_listed(lists: tuple[Rules, ...] | None, command: Command) -> bool:
+    """Is the command on each of an allow list's lists? None: everything is."""
+    if lists is None:
         return True
     plain = command.plain
     if plain is None:
@@ -476,7 +478,7 @@ def _listed(ready: Compiled, command: Command) -> bool:
     return all(
         # A set is about plain commands: one that leaves its program's job must be named itself.
         any(rule.admits(program, args) and not (rule.group and command.flags) for rule in rules.of(program))
-        for rules in ready.listed
+        for rules in lists
     )
 
 
@@ -484,7 +486,7 @@ def _listed(ready: Compiled, command: Command) -> bool:
 
 
 def _run_risk(case: _Case, command: Command, needed: list[str]) -> None:
-    if not _listed(case.ready, command):
+    if not is_listed(case.ready.listed, command):
         detail = command.flags[0] if command.flags else "commands.allow"
         case.ask("run_bash", "commands.allow", "this command is not on the policy's list", detail)
     else:

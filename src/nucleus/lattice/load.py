@@ -1,299 +1,307 @@
 """Policy text to a `Policy`: a strict schema, every refusal with file, line and column.
 
 Promises: unknown or duplicate keys, wrong types, anchors, tags, floats for money and oversize text are refused; what a
-key does not say is the safe default (no capability, `@sensitive` blocked, one dollar, one hour, ordinary commands).
-Nothing in a file can widen what another file said: a policy is one file.
-Does not: read files (`store.policies`), or inherit (`delegate` does).
+key does not say is the safe default (no capability, `@sensitive` blocked, one dollar, one hour, ordinary commands), or
+the parent's where the policy extends one. Nothing in a file can widen what another one said (`extends`).
+Does not: read files: bundled profiles are passed in (`store.policies`).
 
-Format, version 1 (docs/policy.md explains it; * required):
+Format, version 1 (docs/policy.md explains it, `schema` is the same for editors; * required):
 
     version: 1 *            name: text *             description: text
+    extends: a bundled profile                       then nothing else is required, and nothing may be looser
     capabilities: {read_files: always|low_risk|never, ...} *
     approve: [capability, ...]                       a person must say yes
     paths: {allow: everything|[glob], block: [glob or "@sensitive"]}
     commands: {allow: everything|[rule], ask: [rule], deny: [rule]}
        rule: {set: ordinary|interpreters|shells|network}  or
              {program: git, args: [status, {one_of: [a, b]}, {type: word|integer|path}], rest: any|none|paths}
+             and examples: match: [[git, status], git status -s], not_match: [...]
     hosts: {allow: everything|[host or *.parent], ask: [...], deny: [...]}
+    tools: {server/tool or server/*: {legs: [private|untrusted|exfiltration|state] *, destination: [argument],
+            level: low_risk, approve: false}}
     budget: {limit_usd: "5.00"}                      six decimals at most
     time_window: {duration: 90m, not_before: "2026-01-01T00:00:00Z", not_after: "..."}
     isolation: {floor: namespaces|gvisor|qemu|firecracker}
-    trifecta: static
+    trifecta: static|session|provenance|all, or a list of modes
+    each allow list, and tools, may also be {all_of: [list, list]}: what is on every one of them
 """
 
 from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
-from nucleus.lattice import tables
+from nucleus.lattice import extends, load_commands, load_lists, load_tools
 from nucleus.lattice.paths import SENSITIVE
-from nucleus.lattice.policy import (
-    EVERYTHING,
-    FLOORS,
-    MICRO,
-    ORDINARY,
-    Argument,
-    CommandRule,
-    Everything,
-    Policy,
-    TimeWindow,
-)
-from nucleus.lattice.yamltree import Node, parse_tree, schema_error
-from nucleus.validate.paths import validate_glob
+from nucleus.lattice.policy import FLOORS, MICRO, MODES, Everything, Policy, TimeWindow
+from nucleus.lattice.reader import Reader
+from nucleus.lattice.yamltree import Node, parse_tree
 
-_KEYS = (
-    "version", "name", "description", "capabilities", "approve", "paths", "commands", "hosts", "budget",
-    "time_window", "isolation", "trifecta",
+KEYS = (
+    "version", "name", "description", "extends", "capabilities", "approve", "paths", "commands", "hosts", "tools",
+    "budget", "time_window", "isolation", "trifecta",
 )  # fmt: skip
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+LONGEST_S = 30 * 86_400  # of a time window
+DEPTH = 4  # profiles that extend one another
 _NAME = frozenset(string.ascii_lowercase + string.digits + "_-")
-_HOST = frozenset(string.ascii_lowercase + string.digits + "-._*")
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _NS = 1_000_000_000
-_MODES_TO_COME = ("session", "provenance", "all")
+_DEFAULTS = Policy(
+    name="", capabilities=cap.BOTTOM, budget_limit=MICRO, time_window=TimeWindow(3_600 * _NS),
+    paths_block=frozenset(SENSITIVE),
+)  # fmt: skip
 
 
-def policy_digest(text: str) -> str:
-    """SHA-256 (hex) of a policy's text: its name in the audit log."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A policy and where it came from.
+
+    Args:
+        policy: complete, whatever it extends.
+        digest: SHA-256 (hex) of its text; where it extends others, of its text and theirs, a NUL between.
+        lineage: the bundled profiles that it extends, nearest first.
+    """
+
+    policy: Policy
+    digest: str
+    lineage: tuple[str, ...] = ()
 
 
-def parse_policy(text: str, source: str) -> Policy:
+def policy_digest(*texts: str) -> str:
+    """SHA-256 (hex) of a policy's text and of those it extends: its name in the audit log."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def load_policy(text: str, source: str, profiles: Mapping[str, str] | None = None) -> Loaded:
     """Parse and check one policy.
 
     Args:
         text: YAML, at most ``LIMITS.policy_bytes``.
         source: how errors name it: a file's path or ``profile <name>``.
+        profiles: texts of the bundled profiles by name: what a policy may extend.
 
     Raises:
         InvalidError: rule ``policy.schema``, message ``source:line:column: problem``.
     """
-    return _Reader(source).policy(parse_tree(text, source))
+    policy, texts, lineage = _load(text, source, profiles or {}, ())
+    return Loaded(policy, policy_digest(*texts), lineage)
 
 
-class _Reader:
-    def __init__(self, source: str) -> None:
-        self.source = source
+def parse_policy(text: str, source: str, profiles: Mapping[str, str] | None = None) -> Policy:
+    """The policy of `load_policy`."""
+    return load_policy(text, source, profiles).policy
 
-    def bad(self, node: Node, problem: str) -> InvalidError:
-        return schema_error(self.source, node.line, node.column, problem)
 
-    # --- shapes ---
+def _load(
+    text: str, source: str, profiles: Mapping[str, str], above: tuple[str, ...]
+) -> tuple[Policy, tuple[str, ...], tuple[str, ...]]:
+    """(policy, its text and its ancestors', their names). `above`: the profiles that led here."""
+    reader, root = Reader(source), parse_tree(text, source)
+    parent: Policy | None = None
+    texts: tuple[str, ...] = ()
+    lineage: tuple[str, ...] = ()
+    if root.kind == "map" and "extends" in root.entries:
+        name = _parent_name(reader, root.entries["extends"][1], profiles, above)
+        found, texts, lineage = _load(profiles[name], f"profile {name}", profiles, (*above, name))
+        parent, lineage = extends.settled(found), (name, *lineage)
+    return _Loader(reader, parent).policy(root), (text, *texts), lineage
 
-    def map(self, node: Node, what: str, keys: tuple[str, ...], required: tuple[str, ...] = ()) -> dict[str, Node]:
-        if node.kind != "map":
-            raise self.bad(node, f"{what} must be a mapping")
-        for name, (key, _) in node.entries.items():
-            if name not in keys:
-                raise self.bad(key, f"unknown key {name!r} in {what}; known: {', '.join(keys)}")
-        for name in required:
-            if name not in node.entries:
-                raise self.bad(node, f"{what} needs the key {name!r}")
-        return {name: value for name, (_, value) in node.entries.items()}
 
-    def items(self, node: Node, what: str) -> list[Node]:
-        if node.kind != "list":
-            raise self.bad(node, f"{what} must be a list (write [] for an empty one)")
-        return node.items
+def _parent_name(reader: Reader, node: Node, profiles: Mapping[str, str], above: tuple[str, ...]) -> str:
+    name = reader.text(node, "extends")
+    if name in above:
+        raise reader.bad(node, f"extends: {' -> '.join((*above, name))} is a circle")
+    if name not in profiles:
+        known = ", ".join(sorted(profiles)) or "none here"
+        raise reader.bad(node, f"extends: no bundled profile is named {name[:60]!r}; there are: {known}")
+    if len(above) >= DEPTH:
+        raise reader.bad(node, f"extends: more than {DEPTH} profiles deep")
+    return name
 
-    def text(self, node: Node, what: str) -> str:
-        if node.kind != "scalar" or (not node.quoted and node.text in ("", "~", "null")):
-            raise self.bad(node, f"{what} must be text")
-        return node.text
 
-    def choice(self, node: Node, what: str, known: tuple[str, ...]) -> str:
-        value = self.text(node, what)
-        if value not in known:
-            raise self.bad(node, f"{what} must be one of {', '.join(known)}; got {value[:60]!r}")
-        return value
+class _Loader:
+    """One policy. `parent`: what it extends, as `extends.settled` left it."""
 
-    # --- the policy ---
+    def __init__(self, reader: Reader, parent: Policy | None) -> None:
+        self.reader = reader
+        self.parent = parent
+        self.base = _DEFAULTS if parent is None else parent
 
     def policy(self, root: Node) -> Policy:
-        keys = self.map(root, "the policy", _KEYS, ("version", "name", "capabilities"))
+        required = ("version", "name") if self.parent else ("version", "name", "capabilities")
+        keys = self.reader.map(root, "the policy", KEYS, required)
         if keys["version"].kind != "scalar" or keys["version"].quoted or keys["version"].text != "1":
-            raise self.bad(keys["version"], "version must be 1")
-        name = self.text(keys["name"], "name")
+            raise self.reader.bad(keys["version"], "version must be 1")
+        name = self.reader.text(keys["name"], "name")
         if not 0 < len(name) <= 63 or not set(name) <= _NAME:
-            raise self.bad(keys["name"], "name: 1 to 63 of a-z, 0-9, '-' and '_'")
-        paths_allow, paths_block = self.paths(keys.get("paths"))
-        commands = self.commands(keys.get("commands"))
-        hosts = self.hosts(keys.get("hosts"))
-        return Policy(
+            raise self.reader.bad(keys["name"], "name: 1 to 63 of a-z, 0-9, '-' and '_'")
+        lists: dict[str, Any] = {}
+        for title in ("paths", "commands", "hosts"):
+            lists |= self._lists(title, keys.get(title))
+        found = Policy(
             name=name,
-            description=self.text(keys["description"], "description") if "description" in keys else "",
-            capabilities=self.capabilities(keys["capabilities"], keys.get("approve")),
-            budget_limit=self.budget(keys.get("budget")),
-            time_window=self.window(keys.get("time_window")),
-            paths_allow=paths_allow,
-            paths_block=paths_block,
-            commands_allow=commands[0],
-            commands_ask=commands[1],
-            commands_deny=commands[2],
-            hosts_allow=hosts[0],
-            hosts_ask=hosts[1],
-            hosts_deny=hosts[2],
-            isolation_floor=self.floor(keys.get("isolation")),
-            trifecta=self.trifecta(keys.get("trifecta")),
+            description=self.reader.text(keys["description"], "description") if "description" in keys else "",
+            capabilities=self._capabilities(keys.get("capabilities"), keys.get("approve")),
+            budget_limit=self._budget(keys["budget"]) if "budget" in keys else self.base.budget_limit,
+            time_window=self._window(keys["time_window"]) if "time_window" in keys else self.base.time_window,
+            isolation_floor=self._floor(keys["isolation"]) if "isolation" in keys else self.base.isolation_floor,
+            trifecta=self._trifecta(keys["trifecta"]) if "trifecta" in keys else self.base.trifecta,
+            tools=self._tools(keys["tools"]) if "tools" in keys else self.base.tools,
+            **lists,
         )
+        return found if self.parent is None else extends.combine(self.parent, found)
 
-    def capabilities(self, node: Node, approve: Node | None) -> int:
-        entries = self.map(node, "capabilities", cap.NAMES)
-        levels = {
-            name: cap.LEVELS[self.choice(value, f"capabilities.{name}", tuple(cap.LEVELS))]
-            for name, value in entries.items()
-        }
-        people = [self.choice(item, "approve", cap.NAMES) for item in self.items(approve, "approve")] if approve else []
+    def _refuse(self, node: Node, check: Callable[..., str], *values: Any) -> None:
+        """Refuse what `check` finds looser than the parent, if there is one."""
+        if self.parent is not None and (problem := check(self.parent, *values)):
+            raise self.reader.bad(node, problem)
+
+    def _capabilities(self, node: Node | None, approve: Node | None) -> int:
+        entries = {} if node is None else self.reader.map(node, "capabilities", cap.NAMES)
+        levels = {name: cap.level(self.base.capabilities, name) for name in cap.NAMES}
+        for name, value in entries.items():
+            level = cap.LEVELS[self.reader.choice(value, f"capabilities.{name}", tuple(cap.LEVELS))]
+            self._refuse(value, extends.looser_level, name, level)
+            levels[name] = level
+        items = [] if approve is None else self.reader.items(approve, "approve")
+        people = {self.reader.choice(item, "approve", cap.NAMES) for item in items}
+        # The meet with the parent leaves its own asks in force.
         return cap.pack(levels, frozenset(people))
 
-    def paths(self, node: Node | None) -> tuple[Everything | frozenset[frozenset[str]], frozenset[str]]:
-        keys = self.map(node, "paths", ("allow", "block")) if node else {}
-        allow: Everything | frozenset[frozenset[str]] = EVERYTHING
-        if "allow" in keys and not self.is_everything(keys["allow"]):
-            allow = frozenset((frozenset(self.globs(keys["allow"], "paths.allow")),))
-        block = self.globs(keys["block"], "paths.block") if "block" in keys else list(SENSITIVE)
-        return allow, frozenset(block)
+    # --- lists ---
 
-    def is_everything(self, node: Node) -> bool:
-        return node.kind == "scalar" and node.text == "everything"
-
-    def globs(self, node: Node, what: str) -> list[str]:
-        out: list[str] = []
-        for item in self.items(node, what):
-            glob = self.text(item, what)
-            if glob == "@sensitive" and what == "paths.block":
-                out += SENSITIVE
-                continue
-            if glob.startswith("@"):
-                raise self.bad(item, f"{what}: unknown set {glob[:60]!r}; the only one is '@sensitive', in paths.block")
-            try:
-                clean = validate_glob(what, glob)
-            except InvalidError as error:
-                raise self.bad(item, error.message) from None
-            if clean.strip("/") in ("", "."):
-                raise self.bad(item, f"{what}: name a file or directory, or '**'")
-            out.append(clean)
+    def _lists(self, title: str, node: Node | None) -> dict[str, Any]:
+        """``paths``, ``commands`` or ``hosts`` as fields of the policy."""
+        names = ("allow", "block") if title == "paths" else ("allow", "ask", "deny")
+        keys = {} if node is None else self.reader.map(node, title, names)
+        out: dict[str, Any] = {}
+        for name in names:
+            field, what = f"{title}_{name}", f"{title}.{name}"
+            if name not in keys:
+                out[field] = getattr(self.base, field)
+            elif name == "allow":
+                out[field] = self._allow(keys[name], what)
+            else:
+                out[field] = _LIST[title](self.reader, keys[name], what)
         return out
 
-    def commands(
-        self, node: Node | None
-    ) -> tuple[Everything | frozenset[frozenset[CommandRule]], frozenset[CommandRule], frozenset[CommandRule]]:
-        keys = self.map(node, "commands", ("allow", "ask", "deny")) if node else {}
-        allow: Everything | frozenset[frozenset[CommandRule]] = frozenset((frozenset((ORDINARY,)),))
-        if "allow" in keys:
-            allow = (
-                EVERYTHING if self.is_everything(keys["allow"]) else frozenset((self.rules(keys["allow"], "allow"),))
-            )
-        ask, deny = (self.rules(keys[name], name) if name in keys else frozenset() for name in ("ask", "deny"))
-        return allow, ask, deny
+    def _allow(self, node: Node, what: str) -> Everything | frozenset[frozenset[Any]]:
+        title = what.partition(".")[0]
+        found: Everything | frozenset[frozenset[Any]] = self.reader.allow(
+            node, what, lambda item, name: _LIST[title](self.reader, item, name)
+        )
+        limit = None if self.parent is None else getattr(self.parent, what.replace(".", "_"))
+        if limit is None:
+            return found
+        if isinstance(found, Everything):
+            if not isinstance(limit, Everything):
+                raise self.reader.bad(node, extends.looser_everything(self.base, what))
+            return found
+        self._refuse_entries(node, what, () if isinstance(limit, Everything) else limit)
+        return found
 
-    def rules(self, node: Node, which: str) -> frozenset[CommandRule]:
-        what = f"commands.{which}"
-        return frozenset(self.rule(item, what) for item in self.items(node, what))
+    def _refuse_entries(self, node: Node, what: str, limit: Any) -> None:
+        """Each of the parent's lists (`limit`) has to imply one of the child's, whole."""
+        title = what.partition(".")[0]
+        one, nodes = _ENTRY[title], self.reader.lists(node, what)
+        parts = [[(item, one(self.reader, item, what)) for item in part.items] for part in nodes]
+        for part in parts:
+            for item, entry in part:
+                self._refuse(item, _CAUGHT[title], entry)
+        for entries in sorted(limit, key=lambda entries: sorted(map(str, entries))):
+            bad = [next((pair for pair in part if not extends.LISTED[what](pair[1], entries)), None) for part in parts]
+            if None not in bad:
+                item, entry = next(pair for pair in bad if pair is not None)
+                raise self.reader.bad(item, extends.looser_entry(self.base, what, entry, entries))
 
-    def rule(self, node: Node, what: str) -> CommandRule:
-        keys = self.map(node, f"a rule of {what}", ("program", "args", "rest", "set"))
-        if "set" in keys:
-            if len(keys) > 1:
-                raise self.bad(node, "a rule has a set or a program, not both")
-            return CommandRule(group=self.choice(keys["set"], "set", tuple(tables.SETS)))
-        if "program" not in keys:
-            raise self.bad(node, f"a rule of {what} needs 'program' or 'set'")
-        program = self.text(keys["program"], "program")
-        if not program or " " in program or not program.isprintable():
-            raise self.bad(keys["program"], "program: one word, such as git or ./build.sh")
-        directory, slash, name = program.rpartition("/")
-        if slash and directory in tables.SYSTEM_DIRECTORIES:
-            program = name
-        args = tuple(self.argument(item) for item in self.items(keys["args"], "args")) if "args" in keys else ()
-        rest = self.choice(keys["rest"], "rest", ("any", "none", "paths")) if "rest" in keys else "any"
-        return CommandRule(program=program, args=args, rest=rest)
+    def _tools(self, node: Node) -> frozenset[frozenset[Any]]:
+        out: frozenset[frozenset[Any]] = frozenset()
+        for table in load_tools.tables(self.reader, node):
+            entries = load_tools.entries(self.reader, table)
+            for key, rule in entries:
+                self._refuse(key, extends.looser_tool, rule)
+            rules = frozenset(rule for _, rule in entries)
+            out |= frozenset((rules,)) if self.parent is None else extends.inherited(self.parent, rules)
+        return out
 
-    def argument(self, node: Node) -> Argument:
-        if node.kind == "scalar":
-            return Argument("literal", (self.text(node, "an argument"),))
-        keys = self.map(node, "an argument rule", ("one_of", "type"))
-        if len(keys) != 1:
-            raise self.bad(node, "an argument rule has one of 'one_of' and 'type'")
-        if "one_of" in keys:
-            return Argument(
-                "literal", tuple(sorted(self.text(x, "one_of") for x in self.items(keys["one_of"], "one_of")))
-            )
-        return Argument(self.choice(keys["type"], "type", ("word", "integer", "path")))
+    # --- limits ---
 
-    def hosts(self, node: Node | None) -> tuple[Everything | frozenset[frozenset[str]], frozenset[str], frozenset[str]]:
-        keys = self.map(node, "hosts", ("allow", "ask", "deny")) if node else {}
-        allow: Everything | frozenset[frozenset[str]] = frozenset((frozenset(),))
-        if "allow" in keys:
-            allow = (
-                EVERYTHING
-                if self.is_everything(keys["allow"])
-                else frozenset((self.host_list(keys["allow"], "allow"),))
-            )
-        ask, deny = (self.host_list(keys[name], name) if name in keys else frozenset() for name in ("ask", "deny"))
-        return allow, ask, deny
-
-    def host_list(self, node: Node, which: str) -> frozenset[str]:
-        return frozenset(self.host(item, f"hosts.{which}") for item in self.items(node, f"hosts.{which}"))
-
-    def host(self, node: Node, what: str) -> str:
-        host = self.text(node, what).lower().removesuffix(".")
-        plain = host.removeprefix("*.")
-        if not plain or len(host) > 253 or "*" in plain or ".." in plain or not set(host) <= _HOST:
-            raise self.bad(node, f"{what}: a host such as example.com or *.example.com")
-        return host
-
-    def budget(self, node: Node | None) -> int:
-        if node is None:
-            return MICRO
-        value = self.map(node, "budget", ("limit_usd",), ("limit_usd",))["limit_usd"]
-        text = self.text(value, "budget.limit_usd")
+    def _budget(self, node: Node) -> int:
+        value = self.reader.map(node, "budget", ("limit_usd",), ("limit_usd",))["limit_usd"]
+        text = self.reader.text(value, "budget.limit_usd")
         if not value.quoted:
-            raise self.bad(value, 'budget.limit_usd must be quoted text such as "5.00" (no floats for money)')
+            raise self.reader.bad(value, 'budget.limit_usd must be quoted text such as "5.00" (no floats for money)')
         whole, dot, part = text.partition(".")
         digits = whole.isascii() and whole.isdigit() and (not dot or (part.isascii() and part.isdigit()))
         if not digits or len(whole) > 6 or len(part) > 6:
-            raise self.bad(value, 'budget.limit_usd: dollars such as "5.00", at most 999999, six decimals')
-        return int(whole) * MICRO + int(part.ljust(6, "0") or "0")
+            raise self.reader.bad(value, 'budget.limit_usd: dollars such as "5.00", at most 999999, six decimals')
+        limit = int(whole) * MICRO + int(part.ljust(6, "0") or "0")
+        self._refuse(value, extends.looser_budget, limit, text)
+        return limit
 
-    def window(self, node: Node | None) -> TimeWindow:
-        if node is None:
-            return TimeWindow(3_600 * _NS)
-        keys = self.map(node, "time_window", ("duration", "not_before", "not_after"), ("duration",))
-        text = self.text(keys["duration"], "time_window.duration")
-        number, unit = text[:-1], text[-1:]
-        if unit not in _UNITS or not number.isascii() or not number.isdigit() or len(number) > 6 or not int(number):
-            raise self.bad(keys["duration"], "time_window.duration: a whole number and s, m, h or d, such as 90m")
-        seconds = int(number) * _UNITS[unit]
-        if seconds > 30 * 86_400:
-            raise self.bad(keys["duration"], "time_window.duration: at most 30d")
+    def _window(self, node: Node) -> TimeWindow:
+        required = ("duration",) if self.parent is None else ()
+        keys = self.reader.map(node, "time_window", ("duration", "not_before", "not_after"), required)
+        window = self.base.time_window
         return TimeWindow(
-            seconds * _NS,
-            self.moment(keys["not_before"]) if "not_before" in keys else 0,
-            self.moment(keys["not_after"]) if "not_after" in keys else EVERYTHING,
+            self._duration(keys["duration"]) if "duration" in keys else window.duration_ns,
+            self._moment(keys["not_before"], "not_before") if "not_before" in keys else window.not_before_ns,
+            self._moment(keys["not_after"], "not_after") if "not_after" in keys else window.not_after_ns,
         )
 
-    def moment(self, node: Node) -> int:
+    def _duration(self, node: Node) -> int:
+        text = self.reader.text(node, "time_window.duration")
+        number, unit = text[:-1], text[-1:]
+        if unit not in UNITS or not number.isascii() or not number.isdigit() or len(number) > 6 or not int(number):
+            raise self.reader.bad(node, "time_window.duration: a whole number and s, m, h or d, such as 90m")
+        seconds = int(number) * UNITS[unit]
+        if seconds > LONGEST_S:
+            raise self.reader.bad(node, "time_window.duration: at most 30d")
+        self._refuse(node, extends.looser_duration, seconds * _NS, text)
+        return seconds * _NS
+
+    def _moment(self, node: Node, key: str) -> int:
         from datetime import UTC, datetime  # rare
 
-        text = self.text(node, "a time")
+        text = self.reader.text(node, "a time")
         try:
             value = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         except ValueError:
-            raise self.bad(node, 'a time such as "2026-01-31T12:00:00Z"') from None
-        return int(value.timestamp()) * _NS
+            raise self.reader.bad(node, 'a time such as "2026-01-31T12:00:00Z"') from None
+        moment = int(value.timestamp()) * _NS
+        self._refuse(node, extends.looser_moment, key, moment)
+        return moment
 
-    def floor(self, node: Node | None) -> str:
-        if node is None:
-            return FLOORS[0]
-        return self.choice(self.map(node, "isolation", ("floor",), ("floor",))["floor"], "isolation.floor", FLOORS)
+    def _floor(self, node: Node) -> str:
+        value = self.reader.map(node, "isolation", ("floor",), ("floor",))["floor"]
+        floor = self.reader.choice(value, "isolation.floor", FLOORS)
+        self._refuse(value, extends.looser_floor, floor)
+        return floor
 
-    def trifecta(self, node: Node | None) -> str:
-        if node is None:
-            return "static"
-        mode = self.text(node, "trifecta")
-        if mode in _MODES_TO_COME:
-            raise self.bad(node, f"trifecta: {mode} is not in this version; use static")
-        return self.choice(node, "trifecta", ("static",))
+    def _trifecta(self, node: Node) -> str:
+        # Under a parent its modes stay in force beside these.
+        if node.kind == "scalar":
+            return "+".join(MODES[self.reader.choice(node, "trifecta", tuple(MODES))])
+        known = tuple(name for name, found in MODES.items() if len(found) == 1)
+        named = {self.reader.choice(item, "trifecta", known) for item in self.reader.items(node, "trifecta")}
+        if not named:
+            raise self.reader.bad(node, f"trifecta: at least one mode of {', '.join(known)}")
+        return "+".join(sorted(named))
+
+
+_LIST: dict[str, Callable[[Reader, Node, str], frozenset[Any]]] = {
+    "paths": load_lists.globs, "hosts": load_lists.hosts, "commands": load_commands.rules,
+}  # fmt: skip
+_ENTRY: dict[str, Callable[[Reader, Node, str], Any]] = {
+    "paths": lambda reader, node, what: load_lists.glob(reader, node, what)[0],
+    "hosts": load_lists.host, "commands": load_commands.rule,
+}  # fmt: skip
+_CAUGHT: dict[str, Callable[..., str]] = {
+    "paths": extends.looser_glob, "hosts": extends.looser_host, "commands": extends.looser_rule,
+}  # fmt: skip
+
+__all__ = ["DEPTH", "KEYS", "LONGEST_S", "UNITS", "Loaded", "load_policy", "parse_policy", "policy_digest"]

@@ -221,10 +221,20 @@ def tool_rule(table: frozenset[ToolRule], server: str, tool: str) -> ToolRule:
     return found
 
 
-def _leq_tools(a: frozenset[ToolRule], b: frozenset[ToolRule]) -> bool:
+def live_legs(policy: Policy) -> int:
+    """The legs of the trifecta that tools bring which the policy declares and does not forbid."""
+    legs = 0
+    for table in policy.tools:
+        for rule in table:
+            if rule.level != cap.NEVER:
+                legs |= rule.legs & (cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION)
+    return legs
+
+
+def leq_tools(a: frozenset[ToolRule], b: frozenset[ToolRule]) -> bool:
     """Whatever tool is called, `a` declares it at least as strictly as `b`."""
     names = {rule.name for rule in (*a, *b)}
-    return all(_leq_tool(_named(a, name), _named(b, name)) for name in names)
+    return all(leq_tool(_named(a, name), _named(b, name)) for name in names)
 
 
 def _named(table: frozenset[ToolRule], name: str) -> ToolRule:
@@ -232,7 +242,8 @@ def _named(table: frozenset[ToolRule], name: str) -> ToolRule:
     return tool_rule(table, server, tool)
 
 
-def _leq_tool(a: ToolRule, b: ToolRule) -> bool:
+def leq_tool(a: ToolRule, b: ToolRule) -> bool:
+    """Is `a` declared at least as strictly as `b`?"""
     if a.level == cap.NEVER:
         return True
     return (
@@ -297,7 +308,7 @@ def leq(a: Policy, b: Policy) -> bool:
         and a.hosts_deny >= b.hosts_deny
         and FLOORS.index(a.isolation_floor) >= FLOORS.index(b.isolation_floor)
         and set(modes(a.trifecta)) >= set(modes(b.trifecta))
-        and all(any(_leq_tools(mine, theirs) for mine in a.tools) for theirs in b.tools)
+        and all(any(leq_tools(mine, theirs) for mine in a.tools) for theirs in b.tools)
     )
 
 
@@ -328,6 +339,6 @@ def is_blocked(policy: Policy, path: str) -> str | None:
 
 __all__ = [
     "EVERYTHING", "FLOORS", "MICRO", "MODES", "ORDINARY", "UNDECLARED", "Argument", "CommandRule", "Everything",
-    "Policy", "TimeWindow", "ToolRule", "delegate", "is_blocked", "is_protected", "leq", "meet", "modes", "normalize",
-    "not_allowed", "tool_rule",
+    "Policy", "TimeWindow", "ToolRule", "delegate", "is_blocked", "is_protected", "leq", "leq_tool", "leq_tools",
+    "live_legs", "meet", "modes", "normalize", "not_allowed", "tool_rule",
 ]  # fmt: skip

@@ -42,6 +42,11 @@ def profile_text(name: str) -> str:
     return _read(os.path.join(_PROFILES, f"{name}.yaml"))
 
 
+def bundled() -> dict[str, str]:
+    """The bundled profiles' texts by name: what a policy may extend."""
+    return {name: _read(os.path.join(_PROFILES, f"{name}.yaml")) for name in profile_names()}
+
+
 def load_policy_text(profile: str | None = None, path: str | None = None) -> tuple[str, str]:
     """The text that a command line chose.
 

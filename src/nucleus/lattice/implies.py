@@ -1,0 +1,125 @@
+"""Does one entry of a list cover another? For `extends` and for `policy diff`.
+
+Promises: sound and not complete: yes means that everything which the one names, the other names too; no means that this
+was not found. Pure, and linear in the lists.
+Does not: decide anything: `decision` and its matchers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from nucleus.lattice import tables
+from nucleus.lattice.paths import glob_match, path_set
+from nucleus.lattice.policy import Argument, CommandRule
+
+_SPECIAL = frozenset("*?[")
+
+
+# --- globs ---
+
+
+def canonical_glob(glob: str, *, fold: bool = False) -> str:
+    """One spelling of globs that mean the same to `paths.PathSet`."""
+    text = glob.casefold() if fold else glob
+    while text.endswith(("/", "/**")):
+        text = text.removesuffix("/**").rstrip("/")
+    text = text.removeprefix("./")
+    if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
+        text = text[3:]
+    return text
+
+
+def glob_covered(glob: str, globs: Collection[str], *, fold: bool = False) -> bool:
+    """Do `globs`, as one list, cover whatever `glob` covers?"""
+    text = canonical_glob(glob, fold=fold)
+    others = {canonical_glob(other, fold=fold) for other in globs}
+    if text in others or "**" in others:
+        return True
+    names = [other for other in others if "/" not in other and "**" not in other]
+    parts = text.split("/")
+    # A name at any depth covers every path that it stands in.
+    if any("**" not in part and any(_name_covered(part, name) for name in names) for part in parts):
+        return True
+    if len(parts) == 1:
+        return False
+    literal: list[str] = []
+    for part in parts:
+        if _SPECIAL & set(part):
+            break
+        literal.append(part)
+    return bool(literal) and path_set(frozenset(globs), fold).find("/".join(literal)) is not None
+
+
+def _name_covered(part: str, name: str) -> bool:
+    """Does the glob `name` match every name that the glob `part` matches?"""
+    if part == name:
+        return True
+    if not _SPECIAL & set(part):
+        return glob_match(name, part)
+    if "[" in part:
+        return False
+    tail, head = name[1:], name[:-1]
+    if name[:1] == "*" and tail and not _SPECIAL & set(tail):
+        return part.endswith(tail)
+    return name[-1:] == "*" and bool(head) and not _SPECIAL & set(head) and part.startswith(head)
+
+
+# --- hosts ---
+
+
+def host_covered(host: str, lines: Iterable[str]) -> bool:
+    """Does a line of `lines` name every host that `host` names?"""
+    return any(line == host or (line.startswith("*.") and host.endswith(line[1:])) for line in lines)
+
+
+# --- commands ---
+
+
+def admitted(rule: CommandRule, rules: Iterable[CommandRule], *, flagged: bool) -> bool:
+    """Do `rules`, as an allow list, admit every command that `rule` admits?
+
+    Args:
+        flagged: also those that leave their program's job, which a set never admits and a named program does.
+    """
+    return any(_admitted(rule, other, flagged) for other in rules)
+
+
+def _admitted(a: CommandRule, b: CommandRule, flagged: bool) -> bool:
+    if not _names(a, b) or (flagged and b.group and not a.group):
+        return False
+    count = len(b.args)
+    if len(a.args) < count or not all(_word_covered(x, y) for x, y in zip(a.args, b.args, strict=False)):
+        return False
+    if b.rest == "any":
+        return True
+    if b.rest == "none":
+        return len(a.args) == count and a.rest == "none"
+    return a.rest != "any" and all(_word_covered(x, Argument("path")) for x in a.args[count:])
+
+
+def caught_by(rule: CommandRule, rules: Iterable[CommandRule]) -> bool:
+    """Do `rules`, as an ask or deny list, catch every command that `rule` admits or catches?"""
+    return any(_names(rule, other) and _in_order(rule.args, other.args) for other in rules)
+
+
+def _names(a: CommandRule, b: CommandRule) -> bool:
+    """Does `b` name every program that `a` names?"""
+    if b.program == "*":
+        return True
+    if a.group:
+        return bool(b.group) and tables.SETS[a.group] <= tables.SETS[b.group]
+    return a.program != "*" and b.names(a.program)
+
+
+def _in_order(a: tuple[Argument, ...], b: tuple[Argument, ...]) -> bool:
+    """Wherever words fit `a` in order, some of them fit `b` in order."""
+    rest = iter(a)
+    return all(any(_word_covered(x, y) for x in rest) for y in b)
+
+
+def _word_covered(a: Argument, b: Argument) -> bool:
+    """Does `b` admit every word that `a` admits?"""
+    if a.kind == "literal":
+        return all(b.admits(word) for word in a.values)
+    return b.kind in ("word", a.kind)
