@@ -79,7 +79,7 @@ def scopes(
     found: list[tuple[str, list[Any], str]] = []
     if kind != "git_push":
         again = f"exactly this {kind} again (operation hash {digest})"
-        found.append(("same", [digest], again + (_FILES if kind == "run" else "")))
+        found.append(("same", [digest], again + _LATER.get(kind, "")))
     wider = _wider(operation, kind, origin, destinations)
     if wider is not None:
         found.append(wider)
@@ -90,7 +90,12 @@ def scopes(
     )
 
 
-_FILES = "; what its files say may be something else by then"
+# The words stay the same, what they work on does not: the line says so.
+_LATER = {
+    "run": "; what its files say may be something else by then",
+    "git_commit": "; what is committed may be something else by then",
+    "create_pr": "; what the branches hold may be something else by then",
+}
 
 
 def _wider(
@@ -103,7 +108,7 @@ def _wider(
     if kind == "run":
         argv, stdin = list(operation.argv), _digest(operation.stdin)
         given = f"the input with SHA-256 {stdin}" if operation.stdin else "no input"
-        line = f"run {_quoted(argv)} in {_quoted(operation.cwd)} with {given}, any deadline{_FILES}"
+        line = f"run {_quoted(argv)} in {_quoted(operation.cwd)} with {given}, any deadline{_LATER[kind]}"
         return "command", [argv, operation.cwd, stdin], line
     if kind == "web_fetch" and origin is not None and operation.method in ("GET", "HEAD") and not operation.body:
         scheme, host, port = origin
