@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEBIAN := git python3 python3-venv ca-certificates
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-decision clean
+.PHONY: help setup demo test check format bench bench-decision prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ bench: setup ## the figures of the closing notes, against their floors and peers
 
 bench-decision: setup ## one decision against cedarpy, regorus, agent-governance-toolkit and casbin
 	@$(BIN)/python -m bench.decision
+
+prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
+	@$(BIN)/python -m proofs
 
 clean: ## remove what the targets made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
