@@ -8,6 +8,7 @@ usage: python -m bench.agentdojo [--suite NAME|FILE ...] [--mode static|session|
   --mode     the trifecta mode of the policy (default: provenance); none: ungated
   --tools    the tool map (default: bench/agentdojo/tools.yaml)
   --json     one JSON object on standard output
+  --fast     leave out the careless approver (most of the time)
   --verbose  with --json: also which pairs succeeded and what was asked
 """
 
@@ -84,7 +85,7 @@ def _from_file(path: Path) -> list[Any]:
     return found
 
 
-def _measure(suite: Any, made: Any) -> dict[str, Any]:
+def _measure(suite: Any, made: Any, careless: bool) -> dict[str, Any]:
     """All counts of one suite."""
     from bench.agentdojo.handmade import KNOWN
     from bench.agentdojo.replay import Suite
@@ -119,7 +120,8 @@ def _measure(suite: Any, made: Any) -> dict[str, Any]:
             counts["attack_success"] += won
             counts["attack_success_native"] += won and native
             counts["attack_prompts"] += len(run.attack_asked)
-            counts["attack_success_careless"] += replay.careless(task, injection, cut, ideal)
+            if careless:
+                counts["attack_success_careless"] += replay.careless(task, injection, cut, ideal)
             if won:
                 won_pairs.append(f"{task.ID} {injection.ID}")
     counts["attack_success_careless"] = round(counts["attack_success_careless"], 2)
@@ -144,6 +146,7 @@ def main() -> int:
     parser.add_argument("--tools", type=Path, default=HERE / "tools.yaml")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--fast", action="store_true")
     options = parser.parse_args()
 
     from bench.agentdojo import guard, toolmap
@@ -161,7 +164,7 @@ def main() -> int:
     rows: dict[str, dict[str, Any]] = {}
     for suite in suites:
         made = None if options.mode == "none" else guard.policy(tools, suite.name, options.mode)
-        rows[suite.name] = _measure(suite, made)
+        rows[suite.name] = _measure(suite, made, not options.fast)
         declared = tools.suites.get(suite.name, {})
         rows[suite.name]["tools_undeclared"] = sum(function.name not in declared for function in suite.tools)
     rows["all"] = _add(list(rows.values()))

@@ -56,6 +56,6 @@ class Guard:
         """It is about to run."""
         self._session.before(operation)
 
-    def after(self, operation: CallTool, answer: str) -> None:
-        """It has answered."""
+    def after(self, operation: CallTool, answer: object) -> None:
+        """It has answered: plain data, as an MCP server's structured content, or text."""
         self._session.after(operation, answer)

@@ -21,6 +21,7 @@ from agentdojo.base_tasks import BaseInjectionTask, BaseUserTask
 from agentdojo.functions_runtime import FunctionCall, FunctionsRuntime
 from agentdojo.task_suite.task_suite import TaskSuite, read_suite_file
 from agentdojo.types import text_content_block_from_string
+from pydantic import TypeAdapter
 
 from bench.agentdojo.guard import Guard
 from bench.agentdojo.handmade import Made
@@ -57,6 +58,13 @@ class Run:
     spent_ns: list[int] = field(default_factory=list)
 
 
+def plain(result: Any) -> Any:
+    """A tool's answer as an MCP server would put it into structured content; a text stays a text."""
+    if isinstance(result, str):
+        return result
+    return TypeAdapter(Any).dump_python(result, mode="json")
+
+
 class Gated(FunctionsRuntime):
     """A runtime whose every call is decided first. `answer` says yes or no for a person."""
 
@@ -86,7 +94,7 @@ class Gated(FunctionsRuntime):
                 raise Refused
         self.guard.before(operation)
         result, error = super().run_function(env, function, arguments, raise_on_error)
-        self.guard.after(operation, error or tool_result_to_str(result))
+        self.guard.after(operation, error or plain(result))
         return result, error
 
     def carry_out(self, env: Any, calls: Iterable[FunctionCall], *, attack: bool = False) -> list[str]:

@@ -55,6 +55,15 @@ def test_the_agents_own_words_are_not_learnt_and_leave_a_gap() -> None:
     assert knowledge.origin("ann") == "tool a/b"
 
 
+def test_a_value_is_known_as_a_whole() -> None:
+    knowledge = Knowledge()
+    knowledge.learn_value("tool a/b", "Ann Lee <ann@example.org>")
+    knowledge.learn_value("tool a/b", "mallory 1", frozenset({"mallory"}))
+    assert knowledge.origin("ann lee ann@example.org") == "tool a/b"
+    for part in ("ann", "ann@example.org", "ann lee", "mallory 1"):
+        assert knowledge.origin(part) is None
+
+
 def test_nothing_is_learnt_beyond_the_capacity() -> None:
     knowledge = Knowledge()
     knowledge.learn("tool a/b", "x " * CAPACITY)

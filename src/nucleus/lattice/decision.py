@@ -295,12 +295,12 @@ def _by_session(case: _Case, name: str, what: trifecta.Outward) -> None:
             case.met.append(_MET_TRIFECTA["session"])
     if ready.provenance:
         knowledge = case.context.knowledge or Knowledge(case.context.task)
-        why = trifecta.provenance_asks(what, seen, knowledge)
+        why = trifecta.provenance_asks(what, knowledge)
         if why is not None:
             case.ask(
                 name,
                 "trifecta.provenance",
-                f"{name} acts outside after untrusted content was read, on a destination that the user did not name",
+                f"{name} acts outside, on a destination that the user did not name",
                 f"{why}; this session has seen: {trifecta.sources(seen)}",
                 "Approve it as it is asked, or name the destination in the task.",
             )

@@ -119,6 +119,8 @@ class ToolRule:
         destination: names of the arguments that say to whom, where, or on which object it acts.
         level: `capability.NEVER`, `LOW_RISK` (exfiltration and state changes ask) or `ALWAYS`.
         approve: a person must say yes to each call.
+        names: of a tool whose answers are untrusted, the fields that only the service or the user sets (ids, say):
+            destinations where the user's own words selected the one record that was answered (`session`).
     """
 
     name: str
@@ -126,6 +128,7 @@ class ToolRule:
     destination: tuple[str, ...] = ()
     level: int = cap.LOW_RISK
     approve: bool = False
+    names: tuple[str, ...] = ()
 
 
 UNDECLARED = ToolRule("", cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION | cap.STATE, (), cap.LOW_RISK, True)
@@ -250,6 +253,7 @@ def leq_tool(a: ToolRule, b: ToolRule) -> bool:
         cap.leq(a.level, b.level)
         and (a.approve or not b.approve)
         and b.legs & ~a.legs == 0
+        and set(a.names) <= set(b.names)
         # Without a declared destination nothing is ever a known one.
         and (not a.destination or set(a.destination) == set(b.destination))
     )

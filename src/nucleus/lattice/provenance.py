@@ -1,9 +1,10 @@
-"""Where a destination came from: the user's own words, a trusted tool's answer, or anywhere else.
+"""Where a destination came from: the user's own words, a trusted answer, or anywhere else.
 
-Promises: a destination is *known* only when the whole of it stands, as itself, in a text that was learnt from a trusted
-place; but for letter case, Unicode compatibility forms, ``mailto:``, brackets, a mention's ``@`` or ``#``, and a URL's
-scheme and ``www.``, nothing is bent. A part of a word is never known: not ``bob`` by ``bob@x.org``, not ``x.org`` by
-``evil-x.org``, not ``x.org/path?q`` by ``x.org``. Bounded: beyond `CAPACITY` nothing is learnt, so more is asked.
+Promises: a destination is *known* only when the whole of it was named, as itself: as whole words of a text (`learn`)
+or as a whole value of structured data (`learn_value`). But for letter case, Unicode compatibility forms, ``mailto:``,
+brackets, a mention's ``@`` or ``#``, and a URL's scheme and ``www.``, nothing is bent. A part of a word is never known:
+not ``bob`` by ``bob@x.org``, not ``x.org`` by ``evil-x.org``, not ``x.org/path?q`` by ``x.org``. Bounded: beyond
+`CAPACITY` nothing is learnt, so more is asked.
 Relies on: whoever calls `learn` for what is trusted.
 Does not: judge meaning. A word of the task that happens to be somebody's name is known; a name that the agent puts
 together itself is not.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-CAPACITY = 1_048_576  # characters of text that one session learns
+CAPACITY = 1_048_576  # characters that one session learns
 _BREAKS = str.maketrans(dict.fromkeys("\0\"'`´’‘“”„«»,;()[]{}<>|\\*\u00a0", " "))
 _EDGE = ".:!?…"  # punctuation at a word's end
 _MARK = "@#"  # a mention's sign before a name
@@ -57,39 +58,58 @@ def _cut(text: str) -> tuple[str, str, str]:
 
 
 class Knowledge:
-    """The texts of one session that destinations may come from.
+    """The destinations that one session knows.
 
     Args:
         task: the user's own words.
     """
 
-    __slots__ = ("_texts", "_used")
+    __slots__ = ("_texts", "_used", "_values")
 
     def __init__(self, task: str = "") -> None:
         self._texts: list[tuple[str, str]] = []  # (who said it, its words with a blank around each)
+        self._values: dict[str, str] = {}  # words of a whole value -> who said it
         self._used = 0
         self.learn("the task", task)
 
     def learn(self, origin: str, text: str, besides: frozenset[str] = frozenset()) -> None:
-        """Take in `text` of a trusted `origin`.
+        """Take in a text: any run of whole words in it is named.
 
         Args:
+            origin: who said it, for people.
+            text: the text.
             besides: normalized words that are not to be learnt (the agent's own, handed back to it).
         """
-        if not text or self._used + len(text) > CAPACITY:
+        if not text or not self._room(text):
             return
-        self._used += len(text)
         # A word that is left out leaves a gap that no destination bridges.
         kept = ["\0" if word in besides else word for word in words(text)]
         if kept:
             self._texts.append((origin, f" {' '.join(kept)} "))
+
+    def learn_value(self, origin: str, value: str, besides: frozenset[str] = frozenset()) -> None:
+        """Take in one value: it is named as a whole, nothing in it is."""
+        if not value or not self._room(value):
+            return
+        found = words(value)
+        if found and besides.isdisjoint(found):
+            self._values.setdefault(" ".join(found), origin)
+
+    def _room(self, text: str) -> bool:
+        if self._used + len(text) > CAPACITY:
+            return False
+        self._used += len(text)
+        return True
 
     def origin(self, destination: str) -> str | None:
         """Who named `destination`, or None."""
         found = words(destination)
         if not found or (len(found) == 1 and len(found[0]) == 1 and not found[0].isdigit()):
             return None  # one letter is in every text
-        needle = f" {' '.join(found)} "
+        whole = " ".join(found)
+        if whole in self._values:
+            return self._values[whole]
+        needle = f" {whole} "
         return next((origin for origin, text in self._texts if needle in text), None)
 
     def unknown(self, destinations: Iterable[str]) -> str | None:
@@ -98,7 +118,7 @@ class Knowledge:
 
 
 def values(argument: object) -> list[str]:
-    """The leaves of an argument as text: what has to be known. Nothing for null and empty values."""
+    """The leaves of plain data as text: what has to be known. Nothing for null and empty values."""
     out: list[str] = []
     stack = [argument]
     while stack:

@@ -1,11 +1,17 @@
 """The memory of one session: what it has seen, and which destinations it knows. One per gate, fed by the pipeline.
 
- 1. `facts` goes into every `Context`: the decision sees what was shown so far.
+ 1. `seen` and `knowledge` go into every `Context`: the decision sees what was shown so far.
  2. `before` is called once the intent is on record and before the operation runs: exposure first, then the effect.
- 3. `after` learns destinations from what came back, only where that is trusted:
-    a tool without an untrusted leg, while nothing outside was changed after untrusted content was read; or the
-    workspace, where the user vouches for it and the agent has not written to it. The agent's own words, handed back in
-    an answer, are not learnt.
+ 3. `after` learns destinations from what came back, while nothing outside was changed after untrusted content was read:
+
+    a tool without an untrusted leg       each whole value of a structured answer; all words of a text
+    a tool with one, and `names`          the values of those fields, of the one record that the user's words selected:
+                                          each argument of the call was known itself, and the record is the only one
+                                          answered, or the only one with a whole value that is such an argument
+    read, glob, grep                      all words, where the user vouches for the workspace and the agent has not
+                                          written to it
+
+    The agent's own words, handed back in an answer, are not learnt.
 
 Promises: only grows; a session that was restored learns nothing from a workspace.
 Does not: decide, or persist (the record of the intent does: `Exposure.to_data`).
@@ -13,11 +19,12 @@ Does not: decide, or persist (the record of the intent does: `Exposure.to_data`)
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from nucleus.lattice import capability as cap
-from nucleus.lattice.exposure import NOTHING, Exposure, exposes, legs_of, source_of, writes_workspace
-from nucleus.lattice.policy import Policy
+from nucleus.lattice.exposure import NOTHING, Exposure, exposes, source_of, tool_rules, writes_workspace
+from nucleus.lattice.policy import Policy, ToolRule
 from nucleus.lattice.provenance import Knowledge, values, words
 
 if TYPE_CHECKING:  # pydantic's weight, for a name
@@ -45,13 +52,10 @@ class Session:
         self._trusted = trusted_workspace
         self._egress = egress
         self._seen = NOTHING
+        self._learns = "provenance" in policy.trifecta
+        self._closed = False  # tools' answers are no longer learnt from
         self._written = False
         self._knowledge = Knowledge(task)
-
-    @property
-    def policy(self) -> Policy:
-        """The pod's."""
-        return self._policy
 
     @property
     def seen(self) -> Exposure:
@@ -66,6 +70,7 @@ class Session:
     def restore(self, seen: Exposure) -> None:
         """What earlier pods of this session, or a parent, have seen; before the first operation."""
         self._seen = self._seen.join(seen)
+        self._closed = self._closed or seen.steered
         self._written = self._written or seen != NOTHING
 
     def ahead(self, operation: Base) -> Exposure:
@@ -75,29 +80,105 @@ class Session:
 
     def before(self, operation: Base) -> None:
         """Step 2: `operation` is about to run."""
+        # The answer of the call that changes something is still the service's own; those after it may be the agent's.
+        self._closed = self._seen.steered
         self._seen = self._seen.join(self.ahead(operation))
         self._written = self._written or writes_workspace(operation)
 
     def after(self, operation: Base, answer: object) -> None:
-        """Step 3: `operation` answered `answer`: text, or plain data whose leaves are the text."""
-        if self._policy.trifecta in ("static", "session") or not self._trusts(operation):
+        """Step 3.
+
+        Args:
+            operation: what ran.
+            answer: text, or plain data: of a tool ``{structured?, text}`` as the gate answers it, or the data itself.
+        """
+        if not self._learns:
             return
-        mine: frozenset[str] = frozenset()
-        if self._seen.untrusted:
-            mine = frozenset(
-                word for value in self._words_of(operation) if self._knowledge.origin(value) is None
-                for word in words(value)
-            )  # fmt: skip
-        text = answer if isinstance(answer, str) else "\n".join(values(answer))
-        self._knowledge.learn(source_of(operation), text, mine)
+        kind = getattr(operation, "kind", "")
+        if kind == "tool":
+            if not self._closed:
+                self._after_tool(operation, answer)
+        elif kind in ("read", "glob", "grep") and self._trusted and not self._written:
+            self._learn(operation, "\n".join(values(answer)), self._own_words(operation))
 
-    def _trusts(self, operation: Any) -> bool:
-        if operation.kind == "tool":
-            legs = legs_of(self._policy, operation, trusted_workspace=self._trusted)
-            return not legs & cap.UNTRUSTED and not self._seen.steered
-        looks = operation.kind in ("read", "glob", "grep")
-        return looks and self._trusted and not self._written
+    def _after_tool(self, operation: Any, answer: object) -> None:
+        rules = tool_rules(self._policy, operation)
+        data = _data(answer)
+        if not any(rule.legs & cap.UNTRUSTED for rule in rules):
+            self._learn(operation, data, self._own_words(operation))
+            return
+        names = _names(rules)
+        given = values(operation.arguments) if names else []
+        if not given or self._knowledge.unknown(given) is not None:
+            return
+        record = _selected(_records(data), given)
+        if record is None:
+            return
+        own = self._own_words(operation)
+        for name in names:
+            for value in values(record.get(name)):
+                self._knowledge.learn_value(source_of(operation), value, own)
 
-    @staticmethod
-    def _words_of(operation: Base) -> list[str]:
-        return values(operation.model_dump(mode="json"))
+    def _learn(self, operation: Base, data: object, own: frozenset[str]) -> None:
+        if isinstance(data, str):
+            self._knowledge.learn(source_of(operation), data, own)
+            return
+        for value in (*values(data), *_keys(data)):
+            self._knowledge.learn_value(source_of(operation), value, own)
+
+    def _own_words(self, operation: Any) -> frozenset[str]:
+        """The words of its arguments that nobody else has named."""
+        given = operation.arguments if operation.kind == "tool" else operation.model_dump(mode="json")
+        unknown = (value for value in values(given) if self._knowledge.origin(value) is None)
+        return frozenset(word for value in unknown for word in words(value))
+
+
+def _names(rules: tuple[ToolRule, ...]) -> list[str]:
+    """The fields that each of the policy's tables vouches for."""
+    first, *others = rules
+    return [name for name in first.names if all(name in rule.names for rule in others)]
+
+
+def _data(answer: object) -> object:
+    """A tool's answer as data where it is data: structured content, or a text that is JSON."""
+    if isinstance(answer, dict) and "text" in answer and "is_error" in answer:
+        if answer["is_error"]:
+            return ""
+        answer = answer["structured"] if answer.get("structured") is not None else answer["text"]
+    if isinstance(answer, str) and answer[:1] in ("{", "["):
+        try:
+            return json.loads(answer)
+        except (ValueError, RecursionError):
+            return answer
+    return answer
+
+
+def _records(data: object) -> list[dict[str, Any]]:
+    """The records of an answer: an object, a list of objects, or an object whose one value is that list."""
+    if isinstance(data, dict) and len(data) == 1 and isinstance(next(iter(data.values())), list):
+        data = next(iter(data.values()))
+    found: list[object] = data if isinstance(data, list) else [data]
+    records = [record for record in found if isinstance(record, dict)]
+    return records if len(records) == len(found) else []
+
+
+def _selected(records: list[dict[str, Any]], given: list[str]) -> dict[str, Any] | None:
+    """The record that the words in `given` name, when there is exactly one."""
+    if len(records) > 1:
+        named = [words(value) for value in given]
+        records = [record for record in records if any(words(value) in named for value in values(record))]
+    return records[0] if len(records) == 1 else None
+
+
+def _keys(data: object) -> list[str]:
+    """The keys of every object in `data`: a directory may be keyed by name."""
+    out: list[str] = []
+    stack = [data]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            out += map(str, item)
+            stack += item.values()
+        elif isinstance(item, list | tuple):
+            stack += item
+    return out

@@ -2,8 +2,9 @@
 
 ``static``      all three legs are live in what the policy enables (ν): each exfiltration asks
 ``session``     an exfiltration asks once the session has read something private and something untrusted
-``provenance``  after untrusted content an exfiltration, or a change outside the pod, asks unless its destination was
-                named by the task or by a trusted tool
+``provenance``  an exfiltration, or a change outside the pod, asks unless its destination was named by the task, by a
+                trusted tool, or by the one record that the task's words selected; whatever was read before
+                (docs/adr/0007-provenance.md)
 ``all``         static and provenance together
 
 What an operation does outwardly (`outward`):
@@ -13,11 +14,12 @@ operation              | exfiltration                                      | sta
 run, with egress       | yes; it is private and untrusted by itself        | yes   | none: a program can go anywhere
 web_fetch              | unlisted host, a body, a method that sends, or a  | sends | the URL
                        | path or query after something private was read    |       |
-web_search             | yes: the query                                    | no    | none
+web_search             | after something private was read: the query       | no    | none
 git_push               | yes                                               | yes   | the remote, and a ref but HEAD
 create_pr              | yes                                               | yes   | the base
 manage_pods            | no: a child never exceeds its parent              | yes   | the pod's name; not for list
-a tool                 | as the policy declares it                         | so    | the arguments that it declares
+a tool                 | as the policy declares it                         | so    | the declared arguments' values;
+                       |                                                   |       | all of them empty: it goes nowhere
 any of them in argv    | yes                                               | yes   | none: a command is more than words
 
 A change inside the pod (write, edit, commit, a run without egress) is no state change: it goes nowhere until a person
@@ -47,11 +49,11 @@ class Outward:
 
     Args:
         legs: bits of `capability`: `EXFILTRATION` and `STATE` as above, and the legs that the operation brings along.
-        destinations: all that has to be known; empty: it can be known by nobody.
+        destinations: all that has to be known; None: it can be known by nobody; empty: it goes nowhere.
     """
 
     legs: int
-    destinations: tuple[str, ...] = ()
+    destinations: tuple[str, ...] | None = None
 
 
 INWARD = Outward(0)
@@ -77,14 +79,14 @@ def outward(capability: str, operation: Any, *, egress: bool, listed: bool, seen
         leaves = sends or not listed or (bool(seen.private) and _says_more(operation.url))
         return Outward((cap.EXFILTRATION if leaves else 0) | (cap.STATE if sends else 0), (operation.url,))
     if kind == "web_search":
-        return Outward(cap.EXFILTRATION)
+        return Outward(cap.EXFILTRATION if seen.private else 0)
     if kind == "git_push":
         ref = () if operation.ref == "HEAD" else (operation.ref,)
         return Outward(OUTWARD, (operation.remote, *ref))
     if kind == "create_pr":
         return Outward(OUTWARD, (operation.base,))
     if kind == "manage_pods" and operation.action != "list":
-        return Outward(cap.STATE, (operation.name,) if operation.name else ())
+        return Outward(cap.STATE, (operation.name,) if operation.name else None)
     return INWARD
 
 
@@ -97,8 +99,9 @@ def _says_more(url: str) -> bool:
 
 def outward_tool(rule: ToolRule, arguments: dict[str, Any]) -> Outward:
     """What a call of an external tool does outside, by the policy's `rule` for it."""
-    found = [value for name in rule.destination for value in values(arguments.get(name))]
-    return Outward(rule.legs, tuple(found))
+    if not rule.destination:
+        return Outward(rule.legs)
+    return Outward(rule.legs, tuple(value for name in rule.destination for value in values(arguments.get(name))))
 
 
 def session_asks(what: Outward, seen: Exposure) -> bool:
@@ -110,11 +113,11 @@ def session_asks(what: Outward, seen: Exposure) -> bool:
     return private and untrusted
 
 
-def provenance_asks(what: Outward, seen: Exposure, knowledge: Knowledge) -> str | None:
+def provenance_asks(what: Outward, knowledge: Knowledge) -> str | None:
     """Mode ``provenance``: why it asks, for a person; None when it does not."""
-    if not what.legs & OUTWARD or not (seen.untrusted or what is _PROGRAM):
+    if not what.legs & OUTWARD:
         return None
-    if not what.destinations:
+    if what.destinations is None:
         return "it names no destination"
     unknown = knowledge.unknown(what.destinations)
     if unknown is None:
