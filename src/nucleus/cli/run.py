@@ -72,6 +72,13 @@ def main(argv: list[str]) -> int:
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0
+    summary = carry_out(options, agent)
+    _print(summary, options["json"])
+    return summary.exit_code
+
+
+def carry_out(options: dict[str, Any], agent: list[str]) -> report.Summary:
+    """Run `agent` in a fresh pod as `options` say, to its end; what the log says of it. Raises NucleusError."""
     if not agent:
         raise invalid("no agent")
     if not all(map(is_utf8, (*agent, options["task"]))):
@@ -93,8 +100,7 @@ def main(argv: list[str]) -> int:
     summary.isolation, summary.exit_code, summary.budget = pod.isolation, code, pod.budget_limit
     summary.set_aside = pod.set_aside
     summary.unmediated = options["share-workspace"]
-    _print(summary, options["json"])
-    return code
+    return summary
 
 
 def _print(summary: report.Summary, as_json: bool) -> None:
