@@ -14,7 +14,7 @@ from nucleus.lattice.yamltree import Node
 
 _SERVER = frozenset(string.ascii_lowercase + string.digits + "_-")
 _NAME_CHARACTERS = 128  # of a tool; as `validate_operation` has it
-_KEYS = ("legs", "destination", "level", "approve")
+_KEYS = ("legs", "destination", "level", "approve", "names")
 
 
 def tables(reader: Reader, node: Node) -> list[Node]:
@@ -51,11 +51,16 @@ def _rule(reader: Reader, key: Node, node: Node) -> ToolRule:
     legs = 0
     for item in reader.items(keys["legs"], "legs") if "legs" in keys else ():
         legs |= cap.LEG_NAMES[reader.choice(item, "legs", tuple(cap.LEG_NAMES))]
-    destination: list[str] = []
-    for item in reader.items(keys["destination"], "destination") if "destination" in keys else ():
-        argument = reader.text(item, "destination")
-        if not argument or argument in destination:
-            raise reader.bad(item, "destination: names of arguments, each once")
-        destination.append(argument)
+    destination = _words(reader, keys, "destination", "arguments")
     approve = reader.flag(keys["approve"], "approve") if "approve" in keys else False
-    return ToolRule(name, legs, tuple(destination), level, approve)
+    return ToolRule(name, legs, destination, level, approve, _words(reader, keys, "names", "fields of its answer"))
+
+
+def _words(reader: Reader, keys: dict[str, Node], key: str, what: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for item in reader.items(keys[key], key) if key in keys else ():
+        word = reader.text(item, key)
+        if not word or word in found:
+            raise reader.bad(item, f"{key}: names of {what}, each once")
+        found.append(word)
+    return tuple(found)
