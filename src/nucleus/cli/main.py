@@ -23,9 +23,10 @@ usage: nucleus [--no-helper] VERB ...
 
   exec       run one command in a fresh pod, through the gate
   run        run an agent in a fresh pod; it reaches the workspace only through the gate
+  learn      run an agent and propose the tightest policy for what it was allowed
   serve      a pod for an orchestrator on this host, over mutual TLS
   approvals  list, show, answer or watch approval requests
-  policy     list, show, check, explain or compare policies
+  policy     list, show, check, explain, diff or meet policies
   audit      verify or read the audit log (also: nucleus-audit)
   doctor     what isolation this machine gives, and what is missing
   helper     status or stop of the resident helper
@@ -37,7 +38,7 @@ usage: nucleus [--no-helper] VERB ...
 exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
             6 sandbox unavailable
 """
-VERBS = ("exec", "run", "serve", "approvals", "policy", "audit", "doctor", "helper")
+VERBS = ("exec", "run", "learn", "serve", "approvals", "policy", "audit", "doctor", "helper")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,6 +38,9 @@ def glob(reader: Reader, node: Node, what: str) -> tuple[str, ...]:
         raise reader.bad(node, error.message) from None
     if clean.strip("/") in ("", "."):
         raise reader.bad(node, f"{what}: name a file or directory, or '**'")
+    if what == "paths.allow" and text.startswith("./") and "/" not in clean.rstrip("/") and "**" not in clean:
+        # That name at the root, not at any depth: `paths.PathSet` has a slash in front. A block list blocks more.
+        return (f"/{clean}",)
     return (clean,)
 
 
