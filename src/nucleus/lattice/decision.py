@@ -43,7 +43,7 @@ from nucleus.lattice.commands import Command, analyse
 from nucleus.lattice.compiled import Compiled, Rules, compiled
 from nucleus.lattice.exposure import NOTHING, Exposure, tool_rules
 from nucleus.lattice.paths import is_protected, is_sensitive
-from nucleus.lattice.policy import FLOORS, CommandRule, Everything, Policy, ToolRule
+from nucleus.lattice.policy import FLOORS, Policy, ToolRule
 from nucleus.lattice.provenance import Knowledge
 from nucleus.model.decision import Decision, Verdict
 from nucleus.validate.urls import split_url
@@ -79,7 +79,8 @@ class Context:
 
 ALLOW, ASK, DENY = Verdict.ALLOW, Verdict.ASK, Verdict.DENY
 _RANK = {ALLOW: 0, ASK: 1, DENY: 2}
-_MET_ISOLATION, _MET_WINDOW = ("isolation.floor", ALLOW), ("time_window", ALLOW)
+_STRENGTH = {name: rank for rank, name in enumerate(FLOORS)}
+_MET_HERE_AND_NOW = _MET_ISOLATION, _MET_WINDOW = ("isolation.floor", ALLOW), ("time_window", ALLOW)
 _MET_CAPABILITY = {name: (f"capabilities.{name}", ALLOW) for name in cap.NAMES}
 _MET_PATHS, _MET_COMMANDS, _MET_HOSTS = ("paths", ALLOW), ("commands", ALLOW), ("hosts", ALLOW)
 _MET_APPROVE = {name: (f"approve.{name}", ALLOW) for name in cap.NAMES}
@@ -87,17 +88,24 @@ _MET_TRIFECTA = {mode: (f"trifecta.{mode}", ALLOW) for mode in ("static", "sessi
 _MET_RISK = {name: (f"low_risk.{name}", ALLOW) for name in cap.NAMES}
 
 
+Finding = tuple[Verdict, str, str, str, str]  # as the first fields of a Decision
+
+
 class _Case:
     """Findings about one operation; the gravest, and among equals the first, is the decision."""
 
-    __slots__ = ("context", "found", "met", "normal", "obligations", "policy", "ready")
+    __slots__ = ("context", "found", "levels", "met", "obligations", "policy", "ready", "settled", "standing")
 
     def __init__(self, policy: Policy, context: Context) -> None:
         self.policy = policy
         self.context = context
-        self.ready: Compiled = compiled(policy)
-        self.normal = self.ready.normal(context.egress, context.trusted_workspace, context.seen.bits())
-        self.found: tuple[Verdict, str, str, str, str] | None = None
+        self.ready = ready = compiled(policy)
+        seen = context.seen
+        bits = 0 if seen is NOTHING else seen.bits()
+        self.standing = standing = ready.standing(context.egress, context.trusted_workspace, bits)
+        self.levels = standing.levels
+        self.settled = standing.settled
+        self.found: Finding | None = None
         self.obligations: list[str] = []
         self.met: list[tuple[str, Verdict]] = []
 
@@ -110,16 +118,16 @@ class _Case:
             self.obligations.append(obligation)
         self._add((ASK, rule, reason, detail, next_step or "Approve it as it is asked, or change the policy."))
 
-    def _add(self, finding: tuple[Verdict, str, str, str, str]) -> None:
+    def _add(self, finding: Finding) -> None:
         self.met.append((finding[1], finding[0]))
         if self.found is None or _RANK[finding[0]] > _RANK[self.found[0]]:
             self.found = finding
 
     def low_risk(self, capability: str) -> bool:
-        return (self.normal >> (2 * cap.INDEX[capability])) & 0b11 == cap.LOW_RISK
+        return self.levels[capability] == cap.LOW_RISK
 
     def level(self, capability: str) -> int:
-        return (self.normal >> (2 * cap.INDEX[capability])) & 0b11
+        return self.levels[capability]
 
     def result(self, rule: str, detail: str) -> Decision:
         found = self.found
@@ -142,25 +150,35 @@ def decide(policy: Policy, operation: Base, context: Context) -> Decision:
         The decision; `obligations` is non-empty exactly when the verdict is ask.
     """
     case = _Case(policy, context)
-    kind = str(getattr(operation, "kind", ""))
-    _isolation(case)  # 1
-    _window(case)  # 2
+    kind = getattr(operation, "kind", "")
+    ready, now = case.ready, context.now_ns
+    # A clock that ran backwards is no reason to go on.
+    if (
+        _STRENGTH.get(context.isolation, -1) >= ready.floor
+        and 0 <= now - context.started_ns < ready.lasts_ns
+        and ready.starts_ns <= now < ready.ends_ns
+    ):
+        case.met += _MET_HERE_AND_NOW
+    else:
+        _isolation(case)  # 1
+        _window(case)  # 2
+    if kind == "run":
+        _run(case, operation)
+        return case.result(*case.standing.passed["run_bash"])
     if kind == "tool":
         return _tool(case, operation)
     capability = operation.capability
-    if kind == "run":
-        _run(case, operation)
-    else:
-        _capability(case, capability)  # 3
+    _capability(case, capability)  # 3
+    if operation.path_fields:
         paths = _paths_of(operation)
         for path in paths:  # 4
             _path(case, path, capability, write=operation.effect, search=kind in ("glob", "grep"))
         if paths:
             case.met.append(_MET_PATHS)
-        listed = kind == "web_fetch" and _host(case, getattr(operation, "url", ""), capability)  # 5
-        _attended(case, capability, operation, listed=listed)  # 6, 7
-        _risk(case, kind, operation)  # 8
-    return case.result(f"capabilities.{capability}", f"{capability}: {cap.LEVEL_NAMES[case.level(capability)]}")
+    listed = kind == "web_fetch" and _host(case, getattr(operation, "url", ""), capability)  # 5
+    _attended(case, capability, operation, listed=listed)  # 6, 7
+    _risk(case, kind, operation)  # 8
+    return case.result(*case.standing.passed[capability])
 
 
 def decide_path(policy: Policy, path: str, write: bool = False) -> Decision | None:
@@ -172,12 +190,19 @@ def decide_path(policy: Policy, path: str, write: bool = False) -> Decision | No
         write: the name would be changed.
     """
     ready = compiled(policy)
-    if (glob := ready.blocked.find(path)) is not None:
+    found = _refusal(ready, path, write, ready.touchy.find(path))
+    return None if found is None else Decision(*found)
+
+
+def _refusal(ready: Compiled, path: str, write: bool, touchy: str | None) -> Finding | None:
+    """`touchy`: what ``ready.touchy`` found; the first of ``paths.block`` where it is one of them."""
+    glob = touchy if touchy is None or touchy in ready.policy.paths_block else ready.blocked.find(path)
+    if glob is not None:
         return _denied("paths.block", "this path is blocked by the policy", f"paths.block: {glob}")
     for globs, text in ready.allowed:
         if globs.find(path) is None:
             return _denied("paths.allow", "this path is not on the policy's allow list", f"paths.allow: {text}")
-    if write and (glob := is_protected(path)) is not None:
+    if write and touchy is not None and (glob := is_protected(path)) is not None:
         return _denied(
             "paths.protected",
             "this path is read-only: it would run on the host later",
@@ -187,9 +212,9 @@ def decide_path(policy: Policy, path: str, write: bool = False) -> Decision | No
     return None
 
 
-def _denied(rule: str, reason: str, detail: str, next_step: str = "") -> Decision:
+def _denied(rule: str, reason: str, detail: str, next_step: str = "") -> Finding:
     step = next_step or f"Change `{rule}` in the policy if this file is meant to be reachable."
-    return Decision(Verdict.DENY, rule, reason, detail, step)
+    return DENY, rule, reason, detail, step
 
 
 def _paths_of(operation: Base) -> list[str]:
@@ -204,8 +229,9 @@ def _paths_of(operation: Base) -> list[str]:
 
 
 def _isolation(case: _Case) -> None:
-    here, floor = case.context.isolation, case.policy.isolation_floor
-    if here not in FLOORS or FLOORS.index(here) < FLOORS.index(floor):
+    here = case.context.isolation
+    if _STRENGTH.get(here, -1) < case.ready.floor:
+        floor = case.policy.isolation_floor
         case.deny(
             "isolation.floor",
             "the pod's isolation is below the policy's floor",
@@ -217,11 +243,12 @@ def _isolation(case: _Case) -> None:
 
 
 def _window(case: _Case) -> None:
-    window, context = case.policy.time_window, case.context
-    age = context.now_ns - context.started_ns
-    late = not isinstance(window.not_after_ns, Everything) and context.now_ns >= window.not_after_ns
+    ready, context = case.ready, case.context
+    now = context.now_ns
+    age = now - context.started_ns
     # A clock that ran backwards is no reason to go on.
-    if age < 0 or age >= window.duration_ns or late or context.now_ns < window.not_before_ns:
+    if not (0 <= age < ready.lasts_ns and ready.starts_ns <= now < ready.ends_ns):
+        window = case.policy.time_window
         case.deny(
             "time_window",
             "outside the policy's time window",
@@ -236,7 +263,7 @@ def _window(case: _Case) -> None:
 
 
 def _capability(case: _Case, name: str) -> None:
-    if case.level(name) == cap.NEVER:
+    if case.levels[name] == cap.NEVER:
         case.deny(
             f"capabilities.{name}",
             f"the policy never allows {name}",
@@ -249,7 +276,11 @@ def _capability(case: _Case, name: str) -> None:
 
 def _attended(case: _Case, name: str, operation: Any, *, listed: bool = False) -> None:
     """Steps 6 and 7 for one capability."""
-    if case.level(name) == cap.NEVER:
+    settled = case.settled.get(name)
+    if settled is not None:
+        case.met += settled
+        return
+    if case.levels[name] == cap.NEVER:
         return
     if not cap.unattended(case.policy.capabilities, name):
         case.ask(name, f"approve.{name}", f"the policy wants a person's approval for {name}", f"approve: {name}")
@@ -259,7 +290,7 @@ def _attended(case: _Case, name: str, operation: Any, *, listed: bool = False) -
         return
     ready, context = case.ready, case.context
     if ready.static:
-        _static(case, name, not cap.unattended(case.normal, name))
+        _static(case, name, not cap.unattended(case.standing.normal, name))
     if ready.session or ready.provenance:
         what = trifecta.outward(name, operation, egress=context.egress, listed=listed, seen=context.seen)
         _by_session(case, name, what)
@@ -274,7 +305,7 @@ def _static(case: _Case, name: str, asks: bool) -> None:
         name,
         "trifecta.static",
         f"{name} could carry private data out after untrusted content was read",
-        f"private data, untrusted content and a way out are all enabled: {_live(case)}; "
+        f"private data, untrusted content and a way out are all enabled: {case.standing.live}; "
         f"seen so far: {trifecta.sources(case.context.seen)}",
         "Approve it as it is asked, or take one of the three legs out of the policy.",
     )
@@ -306,22 +337,6 @@ def _by_session(case: _Case, name: str, what: trifecta.Outward) -> None:
             )
         else:
             case.met.append(_MET_TRIFECTA["provenance"])
-
-
-def _live(case: _Case) -> str:
-    with_legs = cap.legs(egress=case.context.egress, trusted_workspace=case.context.trusted_workspace)
-    parts = []
-    for title, leg, bit in (
-        ("private", with_legs.private, cap.PRIVATE),
-        ("untrusted", with_legs.untrusted, cap.UNTRUSTED),
-        ("exfiltration", with_legs.exfiltration, cap.EXFILTRATION),
-    ):
-        names = [cap.NAMES[i] for i in leg if cap.level(case.normal, cap.NAMES[i]) != cap.NEVER]
-        tools = sorted(
-            {rule.name for table in case.policy.tools for rule in table if rule.legs & bit and rule.level != cap.NEVER}
-        )
-        parts.append(f"{title}: {', '.join(names + [f'tool {name}' for name in tools]) or 'seen in this session'}")
-    return "; ".join(parts)
 
 
 # --- external tools ---
@@ -374,11 +389,19 @@ def _tool_by(case: _Case, rule: ToolRule, name: str, operation: Any) -> None:
 
 
 def _path(case: _Case, path: str, capability: str, *, write: bool, search: bool = False) -> None:
-    found = decide_path(case.policy, path, write)
+    ready = case.ready
+    glob = ready.touchy.find(path)
+    if glob is not None or not (search or ready.listed_paths(path)):
+        _listed_path(case, path, capability, glob, write=write, search=search)
+
+
+def _listed_path(case: _Case, path: str, capability: str, glob: str | None, *, write: bool, search: bool) -> None:
+    """Some list has something to say of `path`; `glob`: what `touchy` found first."""
+    found = _refusal(case.ready, path, write, glob)
     # A search may start above the allow list: what it finds is decided name by name.
-    if found is not None and not (search and found.rule == "paths.allow"):
-        case.deny(found.rule, found.reason, found.detail, found.next_step)
-    elif case.low_risk(capability) and (glob := is_sensitive(path)) is not None:
+    if found is not None and not (search and found[1] == "paths.allow"):
+        case.deny(*found[1:])
+    elif glob is not None and case.low_risk(capability) and (glob := is_sensitive(path)) is not None:
         case.ask(capability, "low_risk.sensitive_path", "the path looks sensitive", f"sensitive: {glob}")
 
 
@@ -392,14 +415,12 @@ def _host(case: _Case, url: str, capability: str) -> bool:
     except InvalidError:
         case.ask(capability, "hosts.allow", "the address cannot be read", "not a plain URL")
         return False
-    policy = case.policy
-    if (line := _host_line(policy.hosts_deny, host)) is not None:
+    ready = case.ready
+    if (line := ready.hosts_deny.find(host)) is not None:
         case.deny("hosts.deny", "this host is denied by the policy", f"hosts.deny: {line}", "Change `hosts.deny`.")
-    elif (line := _host_line(policy.hosts_ask, host)) is not None:
+    elif (line := ready.hosts_ask.find(host)) is not None:
         case.ask(capability, "hosts.ask", "the policy asks for this host", f"hosts.ask: {line}")
-    elif not isinstance(policy.hosts_allow, Everything) and any(
-        _host_line(hosts, host) is None for hosts in policy.hosts_allow
-    ):
+    elif any(hosts.find(host) is None for hosts in ready.hosts):
         case.ask(
             capability,
             "hosts.allow",
@@ -413,12 +434,7 @@ def _host(case: _Case, url: str, capability: str) -> bool:
     return False
 
 
-def _host_line(lines: frozenset[str], host: str) -> str | None:
-    """The line that names `host`: itself, or ``*.parent`` for anything below the parent."""
-    for line in sorted(lines):
-        if line == host or (line.startswith("*.") and host.endswith(line[1:])):
-            return line
-    return None
+_RUN_ALONE = ("run_bash",)
 
 
 def _run(case: _Case, operation: Base) -> None:
@@ -426,12 +442,20 @@ def _run(case: _Case, operation: Base) -> None:
     argv: tuple[str, ...] = getattr(operation, "argv", ())
     cwd: str = getattr(operation, "cwd", ".")
     command = analyse(argv, cwd)
-    needed = ["run_bash", *(name for name in cap.NAMES if name in command.requires)]
+    requires = command.requires
+    needed = ("run_bash", *(name for name in cap.NAMES if name in requires)) if requires else _RUN_ALONE
     for name in needed:
         _capability(case, name)
-    _path(case, cwd, "run_bash", write=False, search=True)
-    for path in dict.fromkeys(command.paths):
-        _path(case, path, "run_bash", write=path in command.written, search=path in command.weak)
+    ready = case.ready
+    # Most paths are on no list that could say something: so much is found here, the rest in `_listed_path`.
+    listed, find = ready.listed_paths, ready.touchy.find
+    if (glob := find(cwd)) is not None:
+        _listed_path(case, cwd, "run_bash", glob, write=False, search=True)
+    paths, weak = command.paths, command.weak
+    for path in paths if len(paths) < 2 else dict.fromkeys(paths):
+        glob = find(path)
+        if glob is not None or (path not in weak and not listed(path)):
+            _listed_path(case, path, "run_bash", glob, write=path in command.written, search=path in weak)
     case.met.append(_MET_PATHS)
     _lines(case, command)
     for url in command.urls:
@@ -442,28 +466,31 @@ def _run(case: _Case, operation: Base) -> None:
 
 
 def _lines(case: _Case, command: Command) -> None:
-    for layer in command.layers:
-        if (line := caught(case.ready.deny, layer.program, layer.args)) is not None:
+    ready = case.ready
+    watched = ready.watched
+    for program, args in command.layers:
+        if watched is not None and program not in watched and "/" not in program:
+            continue
+        if (line := caught(ready.deny, program, args)) is not None:
             case.deny(
                 "commands.deny",
                 "this command is denied by the policy",
                 f"commands.deny: {line}",
                 "Change `commands.deny`.",
             )
-        elif (line := caught(case.ready.ask, layer.program, layer.args)) is not None:
+        elif (line := caught(ready.ask, program, args)) is not None:
             case.ask("run_bash", "commands.ask", "the policy asks for this command", f"commands.ask: {line}")
 
 
-def caught(rules: Rules, program: str, args: tuple[str, ...]) -> CommandRule | None:
-    """The rule of an ask or deny list that catches one layer of a command."""
-    for rule in rules.of(program):
-        if rule.catches(program, args):
-            return rule
-    bare = program.rpartition("/")[2]
-    if bare != program:
-        for rule in rules.of(bare):
-            if rule.catches(bare, args):
-                return rule
+def caught(rules: Rules, program: str, args: tuple[str, ...]) -> str | None:
+    """The text of the rule of an ask or deny list that catches one layer of a command."""
+    for rule, text in rules.of(program):
+        if rule.finds(args):
+            return text
+    if "/" in program:
+        for rule, text in rules.of(program.rpartition("/")[2]):
+            if rule.finds(args):
+                return text
     return None
 
 
@@ -475,36 +502,46 @@ def is_listed(lists: tuple[Rules, ...] | None, command: Command) -> bool:
     if plain is None:
         return False
     program, args = plain.program, plain.args
-    return all(
-        # A set is about plain commands: one that leaves its program's job must be named itself.
-        any(rule.admits(program, args) and not (rule.group and command.flags) for rule in rules.of(program))
-        for rules in lists
-    )
+    for rules in lists:
+        for rule, _ in rules.of(program):
+            # A set is about plain commands: one that leaves its program's job must be named itself.
+            if rule.fits(args) and not (rule.group and command.flags):
+                break
+        else:
+            return False
+    return True
 
 
 # --- step 8: the table ---
 
 
-def _run_risk(case: _Case, command: Command, needed: list[str]) -> None:
+def _run_risk(case: _Case, command: Command, needed: tuple[str, ...]) -> None:
     if not is_listed(case.ready.listed, command):
         detail = command.flags[0] if command.flags else "commands.allow"
         case.ask("run_bash", "commands.allow", "this command is not on the policy's list", detail)
     else:
         case.met.append(_MET_COMMANDS)
-    if case.low_risk("run_bash"):
+    if (command.flags or command.runs_code) and case.low_risk("run_bash"):
         if command.flags:
             case.ask("run_bash", "low_risk.run_bash", "this command can do more than its words say", command.flags[0])
         if command.runs_code and case.context.egress:
             case.ask(
                 "run_bash", "low_risk.run_bash", "code runs unattended only in a pod without egress", command.runs_code
             )
+    if needed is _RUN_ALONE:
+        return
     for name in needed[1:]:
         if name in ("git_push", "create_pr", "web_fetch", "web_search") and case.low_risk(name):
             case.ask(name, f"low_risk.{name}", f"{name} through a command needs a person", name)
 
 
+_RISKY = frozenset(("web_fetch", "git_push", "create_pr", "manage_pods"))
+
+
 def _risk(case: _Case, kind: str, operation: Any) -> None:
     """What `low_risk` asks for besides sensitive paths; see the module's table."""
+    if kind not in _RISKY:
+        return
     capability = operation.capability
     if not case.low_risk(capability):
         return

@@ -85,19 +85,28 @@ class CommandRule:
 
     def admits(self, program: str, args: tuple[str, ...]) -> bool:
         """For allow lists: exact places, and nothing besides what `rest` admits."""
-        if not self.names(program) or len(args) < len(self.args):
+        return self.names(program) and self.fits(args)
+
+    def fits(self, args: tuple[str, ...]) -> bool:
+        """`admits`, where it is known that the rule names the program."""
+        if len(args) < len(self.args):
             return False
-        if not all(rule.admits(word) for rule, word in zip(self.args, args, strict=False)):
-            return False
+        for rule, word in zip(self.args, args, strict=False):
+            if not rule.admits(word):
+                return False
+        if self.rest == "any":
+            return True
         tail = args[len(self.args) :]
         if self.rest == "none":
             return not tail
-        return self.rest == "any" or all(Argument("path").admits(word) for word in tail)
+        return all(Argument("path").admits(word) for word in tail)
 
     def catches(self, program: str, args: tuple[str, ...]) -> bool:
         """For ask and deny lists: the rules match some arguments in order, whatever stands between."""
-        if not self.names(program):
-            return False
+        return self.names(program) and self.finds(args)
+
+    def finds(self, args: tuple[str, ...]) -> bool:
+        """`catches`, where it is known that the rule names the program."""
         words = iter(args)
         return all(any(rule.admits(word) for word in words) for rule in self.args)
 

@@ -58,6 +58,11 @@ class Session:
         self._knowledge = Knowledge(task)
 
     @property
+    def policy(self) -> Policy:
+        """The pod's policy."""
+        return self._policy
+
+    @property
     def seen(self) -> Exposure:
         """What the session has seen."""
         return self._seen
