@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from nucleus.lattice import Context, Policy
 from nucleus.lattice import capability as cap
+from nucleus.lattice.commands import analyse
 from nucleus.lattice.exposure import Exposure
+from nucleus.lattice.paths import is_protected
 from nucleus.lattice.policy import (
     EVERYTHING,
     FLOORS,
@@ -182,6 +184,36 @@ ARGVS = (
 )  # fmt: skip
 # Names that are protected, named by programs whose words may be no path at all: see `test_decisions`.
 WEAK_WRITES = ("mkdir .vscode", "unlink .envrc", "shred .mcp.json")
+
+
+PROGRAMS = (
+    "git", "git-push", "ls", "cat", "rm", "cp", "touch", "tee", "sed", "find", "grep", "tar", "make", "python3", "node",
+    "bash", "sh", "curl", "gh", "npm", "env", "timeout", "nice", "xargs", "sudo", "stdbuf", "flock", "busybox", "./x",
+    "src/x", "/usr/bin/git", "/opt/x", "unknown", "vim", "awk", "ssh",
+)  # fmt: skip
+WORDS = (
+    "push", "status", "commit", "fetch", "pr", "create", "rm", "show", "-c", "-C", "-i", "-e", "-x", "--", "-n", "5",
+    "-exec", "--output", "-Xc", "a.py", "src/a.py", ".env", "src/.env", "docs/x", "a", "../x", "HEAD:.env", "x=.env",
+    "--file=src/.env", "https://a.com/x", "https://b.org/", "s/a/b/", "w x", "PATH=x", "A=b", "git push", "-rf",
+    "pkg.x", ".git/config", ".vscode", "origin", "main", "-", "",
+)  # fmt: skip
+
+
+def _argv(first: str, rest: list[str]) -> ops.Run:
+    return ops.Run(argv=(first, *rest))
+
+
+# Wrappers nest, because programs are words too.
+commands = st.builds(
+    _argv, st.sampled_from(PROGRAMS), st.lists(st.sampled_from((*PROGRAMS, *WORDS, *WORDS)), max_size=6)
+)
+batches = st.lists(commands, min_size=3, max_size=8).map(lambda found: tuple(x for x in found if not waived(x)))
+
+
+def waived(operation: ops.Run) -> bool:
+    """The one way that is known in which an allow list lifts a denial: `test_an_allow_list_lifts_no_protection`."""
+    found = analyse(operation.argv, operation.cwd)
+    return any(path in found.weak and is_protected(path) for path in found.written)
 
 
 def run(line: str) -> ops.Run:

@@ -26,6 +26,7 @@ from .pools import (
     OPERATIONS,
     RANK,
     WEAK_WRITES,
+    batches,
     contexts,
     element,
     exposures,
@@ -36,7 +37,7 @@ from .pools import (
     tool,
 )
 
-FAST = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
 NOW = Context(now_ns=2, started_ns=1)
 
@@ -45,21 +46,23 @@ def rank(policy: Policy, operation: ops.Base, context: Context) -> int:
     return RANK[decide(policy, operation, context).verdict]
 
 
-def looser(p: Policy, q: Policy, here: Context, there: Context) -> list[ops.Base]:
-    """The operations that p decides more permissively, `here`, than q does `there`."""
-    return [x for x in OPERATIONS if rank(p, x, here) < rank(q, x, there)]
+def looser(p: Policy, q: Policy, here: Context, there: Context, more: tuple[ops.Base, ...] = ()) -> list[ops.Base]:
+    """The operations, those of the pool and `more`, that p decides more permissively, `here`, than q does `there`."""
+    return [x for x in (*OPERATIONS, *more) if rank(p, x, here) < rank(q, x, there)]
 
 
 # --- monotone in the policy ---
 
 
-@given(policies, policies, contexts)
+@given(policies, policies, contexts, batches)
 @FAST
-def test_a_meet_never_decides_more_than_either(a: Policy, b: Policy, context: Context) -> None:
+def test_a_meet_never_decides_more_than_either(
+    a: Policy, b: Policy, context: Context, more: tuple[ops.Base, ...]
+) -> None:
     a, b = normal(a, context), normal(b, context)
     for p in (meet(a, b), meet(b, a)):
         for q in (a, b):
-            assert looser(p, q, context, context) == []
+            assert looser(p, q, context, context, more) == []
 
 
 @given(policies, policies, contexts)
@@ -70,14 +73,16 @@ def test_normalizing_the_one_side_is_enough(a: Policy, b: Policy, context: Conte
     assert looser(meet(a, b), a, context, context) == []
 
 
-@given(policies, seeds, contexts)
+@given(policies, seeds, contexts, batches)
 @FAST
-def test_what_leq_puts_below_never_decides_more(a: Policy, seed: int, context: Context) -> None:
+def test_what_leq_puts_below_never_decides_more(
+    a: Policy, seed: int, context: Context, more: tuple[ops.Base, ...]
+) -> None:
     """`leq` is sound for decisions, not only for meets."""
     a = normal(a, context)
     below = tightened(a, seed)
     assert leq(below, a)
-    assert looser(below, a, context, context) == []
+    assert looser(below, a, context, context, more) == []
 
 
 @given(policies, contexts)
@@ -120,11 +125,13 @@ def test_having_seen_more_never_allows_more(a: Policy, context: Context, more: E
     assert looser(a, a, replace(context, seen=context.seen.join(more)), context) == []
 
 
-@given(policies, contexts)
+@given(policies, contexts, batches)
 @FAST
-def test_a_way_out_or_an_untrusted_workspace_never_allows_more(a: Policy, context: Context) -> None:
+def test_a_way_out_or_an_untrusted_workspace_never_allows_more(
+    a: Policy, context: Context, more: tuple[ops.Base, ...]
+) -> None:
     for wider in (replace(context, egress=True), replace(context, trusted_workspace=False)):
-        assert looser(a, a, wider, context) == []
+        assert looser(a, a, wider, context, more) == []
 
 
 @given(policies, contexts, st.sampled_from((*FLOORS, "")))
@@ -154,11 +161,11 @@ def test_refuted_the_raw_law() -> None:
 def test_refuted_the_raw_law_is_not_rarely_false() -> None:
     rng = random.Random(5)
     q = Policy("q", 0, 1, TimeWindow(10), commands_allow=EVERYTHING, hosts_allow=EVERYTHING)
-    broken = 0
     for _ in range(300):
         a, b = (replace(q, capabilities=element(rng.randrange(6**12))) for _ in range(2))
-        broken += bool(looser(meet(a, b), a, NOW, NOW))
-    assert broken > 0
+        if looser(meet(a, b), a, NOW, NOW):
+            return
+    pytest.fail("no counterexample: is it true by now?")
 
 
 def test_refuted_the_raw_law_for_tools() -> None:

@@ -13,7 +13,7 @@ from nucleus.lattice.extends import combine, settled
 
 from .pools import policies, tightened
 
-FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
 
 
