@@ -184,7 +184,6 @@ def test_refuted_the_raw_law_for_tools() -> None:
 
 
 @pytest.mark.parametrize("line", WEAK_WRITES)
-@pytest.mark.xfail(strict=True, reason="decide_path reports paths.allow before paths.protected; _path then waives it")
 def test_an_allow_list_lifts_no_protection(line: str) -> None:
     """The word may be no path, so a miss on the allow list is waived; that it is protected must not be."""
     levels = {"run_bash": cap.ALWAYS, "write_files": cap.ALWAYS}
@@ -196,7 +195,6 @@ def test_an_allow_list_lifts_no_protection(line: str) -> None:
     assert decide(p, operation, NOW).verdict is Verdict.DENY
 
 
-@pytest.mark.xfail(strict=True, reason="policy.normalize knows no tools: delegate loses their asks; extends does not")
 def test_delegating_loses_no_ask_that_hangs_on_a_tool() -> None:
     inbox = ToolRule("s/read", cap.UNTRUSTED, (), cap.ALWAYS)
     caps = cap.pack({"read_files": cap.ALWAYS, "git_push": cap.ALWAYS})
@@ -208,7 +206,6 @@ def test_delegating_loses_no_ask_that_hangs_on_a_tool() -> None:
     assert decide(delegate(parent, other, with_legs), ops.GitPush(), context).verdict is Verdict.ASK
 
 
-@pytest.mark.xfail(strict=True, reason="policy.normalize knows no tools: delegate loses their asks; extends does not")
 def test_delegating_loses_no_ask_of_a_tool() -> None:
     send = ToolRule("s/send", cap.EXFILTRATION, (), cap.ALWAYS)
     parent = Policy(

@@ -199,9 +199,7 @@ def _refusal(ready: Compiled, path: str, write: bool, touchy: str | None) -> Fin
     glob = touchy if touchy is None or touchy in ready.policy.paths_block else ready.blocked.find(path)
     if glob is not None:
         return _denied("paths.block", "this path is blocked by the policy", f"paths.block: {glob}")
-    for globs, text in ready.allowed:
-        if globs.find(path) is None:
-            return _denied("paths.allow", "this path is not on the policy's allow list", f"paths.allow: {text}")
+    # Before the allow list: a caller may waive a miss there, for a word that may be no path, but never this.
     if write and touchy is not None and (glob := is_protected(path)) is not None:
         return _denied(
             "paths.protected",
@@ -209,6 +207,9 @@ def _refusal(ready: Compiled, path: str, write: bool, touchy: str | None) -> Fin
             f"protected: {glob}",
             "No policy lifts this; change the file yourself, outside the pod.",
         )
+    for globs, text in ready.allowed:
+        if globs.find(path) is None:
+            return _denied("paths.allow", "this path is not on the policy's allow list", f"paths.allow: {text}")
     return None
 
 

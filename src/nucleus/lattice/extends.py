@@ -29,10 +29,12 @@ from nucleus.lattice.policy import (
     Everything,
     Policy,
     ToolRule,
+    asking,
     leq_tool,
     live_legs,
     meet,
     modes,
+    normalize,
     tool_rule,
 )
 
@@ -42,29 +44,12 @@ _SEEN = (0, cap.PRIVATE, cap.UNTRUSTED, cap.PRIVATE | cap.UNTRUSTED)
 
 def settled(parent: Policy) -> Policy:
     """Step 1."""
-    if "static" not in modes(parent.trifecta):
-        return parent
-    legs = live_legs(parent)
-    return replace(
-        parent,
-        capabilities=cap.nu(parent.capabilities, _UNDER, legs),
-        tools=_asking(parent.tools) if _tools_ask(parent, _UNDER, legs) else parent.tools,
-    )
+    return normalize(parent, _UNDER)
 
 
 def _tools_ask(policy: Policy, with_legs: cap.Legs, legs: int) -> bool:
     """Does mode ``static`` ask for a tool that could carry data out?"""
     return bool(cap.trifecta(policy.capabilities, with_legs, legs | cap.EXFILTRATION))
-
-
-def _asking(tables: frozenset[frozenset[ToolRule]]) -> frozenset[frozenset[ToolRule]]:
-    return frozenset(
-        frozenset(
-            replace(rule, approve=True) if rule.legs & cap.EXFILTRATION and rule.level != cap.NEVER else rule
-            for rule in table
-        )
-        for table in tables
-    )
 
 
 def combine(parent: Policy, child: Policy) -> Policy:
@@ -90,7 +75,7 @@ def keep_asks(parent: Policy, child: Policy) -> Policy:
     return replace(
         child,
         capabilities=child.capabilities & ~(lost >> cap.UNATTENDED << cap.UNATTENDED),
-        tools=_asking(child.tools) if tools else child.tools,
+        tools=asking(child.tools) if tools else child.tools,
     )
 
 

@@ -326,8 +326,27 @@ def leq(a: Policy, b: Policy) -> bool:
 
 
 def normalize(policy: Policy, with_legs: cap.Legs = cap.WORST) -> Policy:
-    """The policy with its capabilities under ν."""
-    return replace(policy, capabilities=cap.nu(policy.capabilities, with_legs))
+    """The policy under ν: what mode ``static`` would ask for in this context, tools included, asks by itself."""
+    if "static" not in modes(policy.trifecta):
+        return policy
+    legs = live_legs(policy)
+    live = cap.trifecta(policy.capabilities, with_legs, legs | cap.EXFILTRATION)
+    return replace(
+        policy,
+        capabilities=cap.nu(policy.capabilities, with_legs, legs),
+        tools=asking(policy.tools) if live else policy.tools,
+    )
+
+
+def asking(tables: frozenset[frozenset[ToolRule]]) -> frozenset[frozenset[ToolRule]]:
+    """The tables with an ask for each tool that could carry data out."""
+    return frozenset(
+        frozenset(
+            replace(rule, approve=True) if rule.legs & cap.EXFILTRATION and rule.level != cap.NEVER else rule
+            for rule in table
+        )
+        for table in tables
+    )
 
 
 def delegate(parent: Policy, child: Policy, with_legs: cap.Legs = cap.WORST) -> Policy:
