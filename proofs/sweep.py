@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nucleus.lattice import capability as cap
-from proofs.claims import CONTEXTS, wellformed
+from proofs.claims import CONTEXTS
 
 WORKERS = 2
 _GROUPS = (("git_push", "create_pr"), ("web_fetch", "web_search", "run_bash"))
 _WORST = next(name for name, table in CONTEXTS.items() if table == cap.WORST)
-Unit = tuple[int, str, int, tuple[int, ...]]  # unattended bits, context, legs outside, levels to choose from
+Unit = tuple[
+    tuple[int, ...], str, int, tuple[int, ...]
+]  # the first levels, context, legs outside, levels to choose from
 Found = tuple[str, int, str, int] | None
 
 
@@ -42,46 +44,44 @@ def patterns() -> tuple[int, ...]:
 
 
 def units() -> Iterator[Unit]:
-    for pattern in patterns():
-        yield pattern, _WORST, 0, (cap.NEVER, cap.LOW_RISK, cap.ALWAYS)
-    for pattern, context, outside in itertools.product(patterns(), CONTEXTS, range(8)):
-        yield pattern, context, outside, (cap.NEVER, cap.ALWAYS)
+    for low in itertools.product((cap.NEVER, cap.LOW_RISK, cap.ALWAYS), repeat=2):
+        yield low, _WORST, 0, (cap.NEVER, cap.LOW_RISK, cap.ALWAYS)
+    for context, outside in itertools.product(CONTEXTS, range(8)):
+        yield (), context, outside, (cap.NEVER, cap.ALWAYS)
 
 
-def elements(pattern: int, levels: tuple[int, ...]) -> Iterable[int]:
-    """Every assignment of `levels`, each with the unattended bits of `pattern`."""
-    choices = [tuple(level << (2 * i) for level in levels) for i in range(cap.COUNT)]
-    return map(sum, itertools.product((pattern,), *choices))
+def levels(first: tuple[int, ...], choice: tuple[int, ...]) -> Iterable[int]:
+    """Every assignment of levels that begins with `first`."""
+    given = sum(level << (2 * i) for i, level in enumerate(first))
+    choices = [tuple(level << (2 * i) for level in choice) for i in range(len(first), cap.COUNT)]
+    return map(sum, itertools.product((given,), *choices))
 
 
 def _unit(unit: Unit) -> tuple[int, Found]:
-    pattern, context, outside, levels = unit
-    legs = CONTEXTS[context]
-    out = sum(1 << i for i in legs.exfiltration)
-    keep = ~(out << cap.UNATTENDED)
-    spread = tuple((2 * i, i) for i in legs.exfiltration)
-    nu, trifecta = cap.nu, cap.trifecta
+    first, context, outside, choice = unit
+    legs, every = CONTEXTS[context], patterns()
+    out = sum(1 << (cap.UNATTENDED + i) for i in legs.exfiltration)
+    places = tuple((2 * i, cap.UNATTENDED + i) for i in legs.exfiltration)
+    nu = cap.nu
     states = 0
-    for a in elements(pattern, levels):
-        states += 1
-        x = nu(a, legs, outside)
-        law = ""
-        if x & ~a:
-            law = "deflationary"
-        elif x != a:
-            enabled = 0
-            for place, i in spread:
-                enabled |= (a >> place & 1) << i
-            if (a ^ x) & keep or not wellformed(x):
-                law = "changes nothing but unattended bits of ways out"
-            elif x >> cap.UNATTENDED & enabled or not trifecta(a, legs, outside):
+    for base in levels(first, choice):
+        live = cap.trifecta(base, legs, outside)  # by the levels alone
+        asked = sum((base >> place & live) << bit for place, bit in places)
+        for pattern in every:
+            a = base | pattern
+            states += 1
+            x = nu(a, legs, outside)
+            if x == a:
+                # Nothing was cleared: nothing was to be.
+                law = "safe" if a & asked else ""
+            elif x & ~a or (a ^ x) & ~out:
+                law = "deflationary, and changes nothing but unattended bits of ways out"
+            elif x & asked or not live or (a ^ x) & ~asked:
                 law = "safe, and no needless ask"
-            elif nu(x, legs, outside) != x:
-                law = "idempotent"
-        elif trifecta(a, legs, outside) and any(a >> place & a >> (cap.UNATTENDED + i) & 1 for place, i in spread):
-            law = "safe"
-        if law:
-            return states, (law, a, context, outside)
+            else:
+                law = "" if nu(x, legs, outside) == x else "idempotent"
+            if law:
+                return states, (law, a, context, outside)
     return states, None
 
 
