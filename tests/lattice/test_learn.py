@@ -223,7 +223,7 @@ def test_a_level_is_raised_only_where_low_risk_would_ask_and_the_file_says_why()
     assert cap.level(found.policy.capabilities, "run_bash") == cap.LOW_RISK
     found, text = learnt(Log().run("make", "test").run("bash", "-c", "make test | tail -1"))
     assert cap.level(found.policy.capabilities, "run_bash") == cap.ALWAYS
-    assert "run_bash: always  # WARNING at low_risk low_risk.run_bash asks for record 12" in text
+    assert "  # WARNING always, because at low_risk record 12 would ask (low_risk.run_bash); run 2" in text
     assert says(found.policy, "run", argv=["bash", "-c", "make all | tail -1"]) == "ask"
 
 
@@ -296,7 +296,8 @@ def test_tools_are_declared_as_the_base_declares_them_and_never_guessed() -> Non
     found, text = learnt(log, base)
     assert [event.shown() for event, _ in found.still] == ["tool mail/list"]
     assert '"mail/search": {legs: [private], level: low_risk}' in text
-    assert '"mail/send": {legs: [state], level: always}  # at low_risk low_risk.tools asks' in text
+    assert '"mail/send": {legs: [state], level: always}\n' in text
+    assert "  # always, because at low_risk record 12 would ask (low_risk.tools); tool 1" in text
     assert '# "mail/list": {legs: [...]}: a person has to say which legs it has' in text
     assert says(found.policy, "tool", server="bank", tool="pay") == "deny"
     found, _ = learnt(log.no("tool", server="mail", tool="search", arguments={"q": "x"}), base)
@@ -375,3 +376,15 @@ def test_nothing_accepted_is_a_policy_that_allows_nothing() -> None:
     found, _ = learnt(Log().no("run", argv=["true"]))
     assert found.policy.capabilities == cap.BOTTOM
     assert says(found.policy, "run", argv=["true"]) == "deny"
+
+
+def test_what_had_been_seen_by_then_counts() -> None:
+    base = replace(BASE, trifecta="session")
+    facts = replace(FACTS, egress=True)
+    log = Log().yes("web_fetch", url="https://a.example/").by_base("read", path="a").by_base("read", path="b")
+    found, _ = learnt(log, base, facts)
+    assert found.policy.trifecta == "session"
+    assert not found.still
+    found, text = learnt(log.yes("web_fetch", url="https://a.example/?q=b"), base, facts)
+    assert [event.seq for event, _ in found.still] == [16]
+    assert "(seq 16), because trifecta.session" in text

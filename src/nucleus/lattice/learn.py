@@ -159,7 +159,7 @@ class _Draft:
             events = [event for event in self.accepted if name in self._capabilities(event)]
             if events:
                 rule, seq = self.always.get(name, ("", 0))
-                out.levels[name] = Entry(name, events, f"at low_risk {rule} asks for record {seq}" if rule else "")
+                out.levels[name] = Entry(name, events, _why(rule, seq))
 
     def _capabilities(self, event: Event) -> tuple[str, ...]:
         if event.kind == "run":
@@ -209,7 +209,7 @@ class _Draft:
             level = cap.ALWAYS if name in self.always else cap.LOW_RISK
             found = ToolRule(name, legs, rules[0].destination if same else (), level, name in self.attended)
             asked, seq = self.always.get(name, ("", 0))
-            out.tools.append(Entry(found, events, f"at low_risk {asked} asks for record {seq}" if asked else ""))
+            out.tools.append(Entry(found, events, _why(asked, seq)))
 
     def _forbidden(self) -> frozenset[ToolRule]:
         """Tools that the base never allows: left out they would merely ask."""
@@ -307,6 +307,10 @@ class _Draft:
         self.flat |= folded
         if not folded:
             self.attended[str(operation.capability)] = why
+
+
+def _why(rule: str, seq: int) -> str:
+    return f"always, because at low_risk record {seq} would ask ({rule})" if rule else ""
 
 
 def _host(url: str) -> str:

@@ -25,6 +25,7 @@ from nucleus.lattice.policy import Argument, CommandRule, Everything, Policy, To
 from nucleus.limits import LIMITS
 
 _NS = 1_000_000_000
+_WIDTH = 116  # of a line with its comment; a longer comment stands above its line
 _SHOWN = 160  # characters of one text of the agent's in a comment
 _EXAMPLES = 3  # of one command rule
 _SIZES = ((12, 200), (4, 40), (1, 8), (0, 0))  # (records named in a line, operations listed at the end), largest first
@@ -89,7 +90,10 @@ class _Writer:
         return "\n".join(self.lines) + "\n"
 
     def add(self, line: str, note: str = "") -> None:
-        self.lines.append(f"{line}  # {note}" if note else line)
+        if note and len(line) + len(note) > _WIDTH:
+            self.lines += [f"{line[: len(line) - len(line.lstrip())]}# {note}", line]
+        else:
+            self.lines.append(f"{line}  # {note}" if note else line)
 
     def rests(self, entry: Entry) -> str:
         """What a line rests on."""
@@ -151,6 +155,8 @@ class _Writer:
         if writes and self.proposal.paths:
             self.lines.append("  # One list for reading and writing: what stands here may also be written.")
         self._list("allow", self.proposal.paths, _path)
+        if any(event.kind in ("git_status", "git_diff") for event in self.proposal.allowed):
+            self.lines.append("  # git_status and git_diff show only what is on this list.")
         for entry in self.proposal.searched:
             glob = quoted(_path(entry.value)) if entry.value != "**" else '"**"'
             self.lines.append(
