@@ -34,3 +34,15 @@ def test_a_decision_has_all_its_lines() -> None:
         "  needs: approval:run_bash",
         "  next: step",
     ]
+
+
+def test_the_rules_that_were_met_are_listed_in_order_and_the_decisive_one_is_marked() -> None:
+    met = (("a", Verdict.ALLOW), ("b", Verdict.ASK), ("c", Verdict.DENY), ("c", Verdict.DENY))
+    text = explain_decision(Decision(Verdict.DENY, "c", "why", met=met))
+    assert text.splitlines()[2:] == [
+        "  rules met, in order:",
+        "    allow  a",
+        "    ask    b",
+        "  > deny   c  (decides)",
+        "    deny   c",
+    ]

@@ -7,8 +7,8 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice.paths import SENSITIVE
-from nucleus.lattice.policy import Everything, Policy
-from nucleus.model.decision import Decision
+from nucleus.lattice.policy import Everything, Policy, ToolRule, live_legs, modes
+from nucleus.model.decision import Decision, Verdict
 
 _NS = 1_000_000_000
 
@@ -29,24 +29,26 @@ def duration(nanoseconds: int) -> str:
     return f"{seconds}s"
 
 
-def _globs(globs: Iterable[str]) -> list[str]:
+def folded(globs: Iterable[str]) -> list[str]:
     """Sorted, with the sensitive set folded back to its name."""
-    found = set(globs)
-    folded = ["@sensitive"] if found >= set(SENSITIVE) else []
-    return folded + sorted(found - set(SENSITIVE) if folded else found)
+    found, known = set(globs), set(SENSITIVE)
+    return ["@sensitive", *sorted(found - known)] if found >= known else sorted(found)
 
 
 def _conjunction(allow: Any) -> Any:
     """An allow list for people: "everything", one list, or several that must all match."""
     if isinstance(allow, Everything):
         return "everything"
-    lists = [sorted(map(str, items)) for items in sorted(allow, key=lambda items: sorted(map(str, items)))]
+    # A name at the root alone is `/name` in `paths.PathSet` and `./name` in a file.
+    lists = sorted(sorted(f".{item}" if str(item).startswith("/") else str(item) for item in items) for items in allow)
     return lists[0] if len(lists) == 1 else {"all_of": lists}
 
 
 def policy_data(policy: Policy) -> dict[str, Any]:
-    """The policy as plain data (for ``--json``), with what ν does to it in the worst context."""
-    normal = cap.nu(policy.capabilities)
+    """The policy as plain data (for ``--json``), with what mode ``static`` does to it in the worst context."""
+    normal = policy.capabilities
+    if "static" in modes(policy.trifecta):
+        normal = cap.nu(normal, cap.WORST, live_legs(policy))
     window = policy.time_window
     return {
         "name": policy.name,
@@ -60,7 +62,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
             }
             for name in cap.NAMES
         },
-        "paths": {"allow": _conjunction(policy.paths_allow), "block": _globs(policy.paths_block)},
+        "paths": {"allow": _conjunction(policy.paths_allow), "block": folded(policy.paths_block)},
         "commands": {
             "allow": _conjunction(policy.commands_allow),
             "ask": sorted(map(str, policy.commands_ask)),
@@ -71,6 +73,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
             "ask": sorted(policy.hosts_ask),
             "deny": sorted(policy.hosts_deny),
         },
+        "tools": _tools(policy.tools),
         "budget_micro_usd": policy.budget_limit,
         "time_window": {
             "duration_s": window.duration_ns // _NS,
@@ -79,6 +82,23 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         },
         "isolation_floor": policy.isolation_floor,
         "trifecta": policy.trifecta,
+    }
+
+
+def _tools(tables: frozenset[frozenset[ToolRule]]) -> Any:
+    """The declared tools by name, or several tables that all have their say."""
+    found = [{rule.name: _tool(rule) for rule in sorted(table, key=lambda rule: rule.name)} for table in tables]
+    found.sort(key=str)
+    return found[0] if len(found) == 1 else {"all_of": found}
+
+
+def _tool(rule: ToolRule) -> dict[str, Any]:
+    return {
+        "legs": [name for name, bit in cap.LEG_NAMES.items() if rule.legs & bit],
+        "destination": list(rule.destination),
+        "level": cap.LEVEL_NAMES[rule.level],
+        "approve": rule.approve,
+        "names": list(rule.names),
     }
 
 
@@ -101,6 +121,7 @@ def explain_policy(policy: Policy) -> str:
     for title in ("paths", "commands", "hosts"):
         for which, value in data[title].items():
             lines.append(f"  {title}.{which}: {_inline(value)}")
+    lines += _tool_lines(policy.tools)
     lines += [
         f"  budget: ${dollars(policy.budget_limit)}",
         f"  time window: {duration(policy.time_window.duration_ns)} from the pod's start",
@@ -108,6 +129,17 @@ def explain_policy(policy: Policy) -> str:
         f"  trifecta: {policy.trifecta}",
     ]
     return "\n".join(lines)
+
+
+def _tool_lines(tables: frozenset[frozenset[ToolRule]]) -> list[str]:
+    lines = []
+    for table in sorted(tables, key=lambda table: sorted(rule.name for rule in table)):
+        for rule in sorted(table, key=lambda rule: rule.name):
+            facts = _tool(rule)
+            to = f", destination {', '.join(facts['destination'])}" if rule.destination else ""
+            asks = "  asks (approve)" if rule.approve else ""
+            lines.append(f"  tool {rule.name}: {facts['level']}; {', '.join(facts['legs']) or 'no leg'}{to}{asks}")
+    return lines + (["  other tools: ask each time"] if lines else [])
 
 
 def _inline(value: Any) -> str:
@@ -119,7 +151,7 @@ def _inline(value: Any) -> str:
 
 
 def explain_decision(decision: Decision) -> str:
-    """Verdict, rule, reason, the deciding line, what to do."""
+    """Verdict, rule, reason, the deciding line, what to do; then each rule that was met, the decisive one marked."""
     lines = [f"{decision.verdict.value}: {decision.reason}", f"  rule: {decision.rule}"]
     if decision.detail:
         lines.append(f"  line: {decision.detail}")
@@ -127,4 +159,14 @@ def explain_decision(decision: Decision) -> str:
         lines.append(f"  needs: {', '.join(decision.obligations)}")
     if decision.next_step:
         lines.append(f"  next: {decision.next_step}")
+    if decision.met:
+        lines.append("  rules met, in order:")
+    refused = {rule.partition(".")[0] for rule, verdict in decision.met if verdict is not Verdict.ALLOW}
+    # A whole list's "allow" stands there too where one of its entries said otherwise.
+    met = [(rule, verdict) for rule, verdict in decision.met if verdict is not Verdict.ALLOW or rule not in refused]
+    decided = met.index((decision.rule, decision.verdict)) if met else -1
+    for at, (rule, verdict) in enumerate(met):
+        lines.append(
+            f"  {'>' if at == decided else ' '} {verdict.value:5}  {rule}{'  (decides)' if at == decided else ''}"
+        )
     return "\n".join(lines)

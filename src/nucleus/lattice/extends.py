@@ -198,6 +198,7 @@ def _exact(table: frozenset[ToolRule], name: str) -> Iterator[str]:
 def _declared(rule: ToolRule) -> str:
     legs = ", ".join(name for name, bit in cap.LEG_NAMES.items() if rule.legs & bit)
     text = f"level {cap.LEVEL_NAMES[rule.level]}, legs [{legs}], destination [{', '.join(rule.destination)}]"
+    text += f", names [{', '.join(rule.names)}]" if rule.names else ""
     return text + (", approve" if rule.approve else "")
 
 

@@ -7,10 +7,11 @@ Does not: decide anything: `decision` and its matchers do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from functools import lru_cache
 
 from nucleus.lattice import tables
-from nucleus.lattice.paths import glob_match, path_set
+from nucleus.lattice.paths import path_set
 from nucleus.lattice.policy import Argument, CommandRule
 
 _SPECIAL = frozenset("*?[")
@@ -30,39 +31,48 @@ def canonical_glob(glob: str, *, fold: bool = False) -> str:
     return text
 
 
-def glob_covered(glob: str, globs: Collection[str], *, fold: bool = False) -> bool:
+def glob_covered(glob: str, globs: frozenset[str], *, fold: bool = False) -> bool:
     """Do `globs`, as one list, cover whatever `glob` covers?"""
     text = canonical_glob(glob, fold=fold)
-    others = {canonical_glob(other, fold=fold) for other in globs}
+    others, names = _spelled(globs, fold)
     if text in others or "**" in others:
         return True
-    names = [other for other in others if "/" not in other and "**" not in other]
-    parts = text.split("/")
+    parts = text.lstrip("/").split("/")
     # A name at any depth covers every path that it stands in.
-    if any("**" not in part and any(_name_covered(part, name) for name in names) for part in parts):
+    if any(_name_covered(part, names) for part in parts if "**" not in part):
         return True
-    if len(parts) == 1:
-        return False
+    if "/" not in text:
+        return False  # at any depth
     literal: list[str] = []
     for part in parts:
         if _SPECIAL & set(part):
             break
         literal.append(part)
-    return bool(literal) and path_set(frozenset(globs), fold).find("/".join(literal)) is not None
+    return bool(literal) and path_set(globs, fold).find("/".join(literal)) is not None
 
 
-def _name_covered(part: str, name: str) -> bool:
-    """Does the glob `name` match every name that the glob `part` matches?"""
-    if part == name:
+@lru_cache(maxsize=64)
+def _spelled(globs: frozenset[str], fold: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """The canonical globs, and those of them that are a name at any depth."""
+    others = frozenset(canonical_glob(glob, fold=fold) for glob in globs)
+    return others, frozenset(glob for glob in others if "/" not in glob and "**" not in glob)
+
+
+def _name_covered(part: str, names: frozenset[str]) -> bool:
+    """Does a glob of `names` match every name that the glob `part` matches?"""
+    if part in names:
         return True
     if not _SPECIAL & set(part):
-        return glob_match(name, part)
+        return path_set(names, False).find(part) is not None
     if "[" in part:
         return False
-    tail, head = name[1:], name[:-1]
-    if name[:1] == "*" and tail and not _SPECIAL & set(tail):
-        return part.endswith(tail)
-    return name[-1:] == "*" and bool(head) and not _SPECIAL & set(head) and part.startswith(head)
+    for name in names:
+        tail, head = name[1:], name[:-1]
+        if name[:1] == "*" and tail and part.endswith(tail) and not _SPECIAL & set(tail):
+            return True
+        if name[-1:] == "*" and head and part.startswith(head) and not _SPECIAL & set(head):
+            return True
+    return False
 
 
 # --- hosts ---

@@ -93,7 +93,7 @@ def _check(reader: Reader, node: Node, found: CommandRule, what: str, name: str)
     if allow:
         fits = is_listed((one,), command)
     else:
-        fits = any(caught(one, layer.program, layer.args) for layer in command.layers)
+        fits = any(caught(one, layer.program, layer.args) is not None for layer in command.layers)
     if fits == (name == "match"):
         return
     layers = [command.plain] if allow and command.plain is not None else command.layers
