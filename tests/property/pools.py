@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from nucleus.lattice import Context, Policy
 from nucleus.lattice import capability as cap
-from nucleus.lattice.commands import analyse
 from nucleus.lattice.exposure import Exposure
-from nucleus.lattice.paths import is_protected
 from nucleus.lattice.policy import (
     EVERYTHING,
     FLOORS,
@@ -92,8 +90,9 @@ def table(number: int) -> frozenset[ToolRule]:
             one, legs = divmod(one - 1, 16)
             one, to = divmod(one, 3)
             one, level = divmod(one, 3)
-            # 577 = 1 + 16 * 3 * 3 * 4: two of the four want a person
-            out.append(ToolRule(name, legs, DESTINATIONS[to], LEVELS[level], approve=one > 1))
+            # 577 = 1 + 16 * 3 * 3 * 4: two of the four want a person, two have fields that only the service sets
+            names = ("id",) if one & 1 else ()
+            out.append(ToolRule(name, legs, DESTINATIONS[to], LEVELS[level], approve=one > 1, names=names))
     return frozenset(out)
 
 
@@ -182,11 +181,12 @@ ARGVS = (
     "sed -i s/a/b/ a.py", "sed -n p .env", "grep -r x src", "./x", "./x -c", "src/a.py", "vim a.py", "make",
     "make --eval=x", "unknown --file=src/.env", "busybox ls",
 )  # fmt: skip
-# Names that are protected, named by programs whose words may be no path at all: see `test_decisions`.
+# Names that are protected, named by programs whose words may be no path at all: an allow list must not lift that.
 WEAK_WRITES = ("mkdir .vscode", "unlink .envrc", "shred .mcp.json")
 
 
 PROGRAMS = (
+    "mkdir", "unlink",
     "git", "git-push", "ls", "cat", "rm", "cp", "touch", "tee", "sed", "find", "grep", "tar", "make", "python3", "node",
     "bash", "sh", "curl", "gh", "npm", "env", "timeout", "nice", "xargs", "sudo", "stdbuf", "flock", "busybox", "./x",
     "src/x", "/usr/bin/git", "/opt/x", "unknown", "vim", "awk", "ssh",
@@ -195,7 +195,7 @@ WORDS = (
     "push", "status", "commit", "fetch", "pr", "create", "rm", "show", "-c", "-C", "-i", "-e", "-x", "--", "-n", "5",
     "-exec", "--output", "-Xc", "a.py", "src/a.py", ".env", "src/.env", "docs/x", "a", "../x", "HEAD:.env", "x=.env",
     "--file=src/.env", "https://a.com/x", "https://b.org/", "s/a/b/", "w x", "PATH=x", "A=b", "git push", "-rf",
-    "pkg.x", ".git/config", ".vscode", "origin", "main", "-", "",
+    "pkg.x", ".git/config", ".vscode", ".envrc", "origin", "main", "-", "",
 )  # fmt: skip
 
 
@@ -207,13 +207,7 @@ def _argv(first: str, rest: list[str]) -> ops.Run:
 commands = st.builds(
     _argv, st.sampled_from(PROGRAMS), st.lists(st.sampled_from((*PROGRAMS, *WORDS, *WORDS)), max_size=6)
 )
-batches = st.lists(commands, min_size=3, max_size=8).map(lambda found: tuple(x for x in found if not waived(x)))
-
-
-def waived(operation: ops.Run) -> bool:
-    """The one way that is known in which an allow list lifts a denial: `test_an_allow_list_lifts_no_protection`."""
-    found = analyse(operation.argv, operation.cwd)
-    return any(path in found.weak and is_protected(path) for path in found.written)
+batches = st.lists(commands, min_size=3, max_size=8).map(tuple)
 
 
 def run(line: str) -> ops.Run:
@@ -240,7 +234,7 @@ def _operations() -> tuple[ops.Base, ...]:
     out += [ops.GitPush(), ops.GitPush(remote="origin", ref="main"), ops.GitPush(remote="evil")]
     out += [ops.CreatePr(title="t"), ops.CreatePr(title="t", base="other")]
     out += [ops.ManagePods(action="list"), ops.ManagePods(action="create", name="n")]
-    out += [run(line) for line in ARGVS]
+    out += [run(line) for line in (*ARGVS, *WEAK_WRITES)]
     out += [ops.Run(argv=("cat", "a"), cwd="docs/x"), ops.Run(argv=("ls",), cwd="secrets")]
     out += [
         tool("s/read"), tool("s/send", to="bob@x.org"), tool("s/send", to="eve@y.org", cc=["bob@x.org"]),
@@ -310,7 +304,7 @@ def _tools(value: Any, rng: random.Random) -> Any:
 
 
 def _tool(rule: ToolRule, rng: random.Random) -> list[ToolRule]:
-    kind = rng.randrange(6)
+    kind = rng.randrange(7)
     if kind == 0 and rule.name.endswith("*") and rule.level != cap.NEVER:
         return []  # not declared: asks. A server's star stays out of it where the exact name is looser.
     if kind == 1:
@@ -321,7 +315,7 @@ def _tool(rule: ToolRule, rng: random.Random) -> list[ToolRule]:
         return [replace(rule, approve=True)]
     if kind == 4:
         return [replace(rule, legs=rule.legs | rng.getrandbits(4))]
-    return [replace(rule, destination=())]
+    return [replace(rule, destination=()) if kind == 5 else replace(rule, names=())]
 
 
 _TIGHTER: dict[str, Callable[[Any, random.Random], Any]] = {

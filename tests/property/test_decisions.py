@@ -37,7 +37,7 @@ from .pools import (
     tool,
 )
 
-FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
 NOW = Context(now_ns=2, started_ns=1)
 
@@ -107,11 +107,8 @@ def test_extending_never_decides_more_than_the_parent_in_any_context(
 
 @given(policies, policies, contexts)
 @FAST
-def test_delegating_never_decides_more_without_tools_and_a_past(
-    parent: Policy, other: Policy, context: Context
-) -> None:
-    """What `delegate` as it is gives: ν of the capabilities, in the widest context."""
-    parent = replace(parent, tools=frozenset((frozenset(),)))
+def test_delegating_never_decides_more_without_a_past(parent: Policy, other: Policy, context: Context) -> None:
+    """`delegate` normalizes for the widest context, tools included; what was seen is `extends.keep_asks`'s part."""
     context = replace(context, seen=Exposure())
     assert looser(delegate(parent, other), parent, context, context) == []
 
@@ -180,7 +177,34 @@ def test_refuted_the_raw_law_for_tools() -> None:
     assert decide(meet(normal(q, NOW), p), tool("s/send"), NOW).rule == "tools.approve"
 
 
-# --- found here ---
+def test_refuted_delegating_keeps_asks_that_hang_on_what_was_seen() -> None:
+    """Seen: private. Then web_search was the untrusted leg, and the child drops it; `combine` keeps the ask."""
+    caps = cap.pack({"web_search": cap.ALWAYS, "git_push": cap.ALWAYS})
+    parent = Policy("q", caps, 1, TimeWindow(10))
+    other = replace(parent, capabilities=cap.pack({"git_push": cap.ALWAYS}))
+    context = replace(NOW, seen=Exposure(private=("an earlier pod",)))
+    assert decide(parent, ops.GitPush(), context).rule == "trifecta.static"
+    assert decide(delegate(parent, other), ops.GitPush(), context).verdict is Verdict.ALLOW
+    assert decide(combine(settled(parent), delegate(parent, other)), ops.GitPush(), context).verdict is Verdict.ASK
+
+
+def test_refuted_chains_are_order_free_when_a_child_brings_tools() -> None:
+    """Either way the push is no freer than the parent has it; the tool's leg makes it ask only where it comes first."""
+    caps = cap.pack({"read_files": cap.ALWAYS, "git_push": cap.ALWAYS})
+    bare = frozenset((frozenset[ToolRule](),))
+    parent = Policy("q", caps, 1, TimeWindow(10), tools=bare)
+    inbox = frozenset((frozenset((ToolRule("s/read", cap.UNTRUSTED, (), cap.ALWAYS),)),))
+    a, b = replace(parent, tools=inbox), replace(parent, capabilities=cap.pack({"git_push": cap.ALWAYS}))
+    with_legs = cap.legs(egress=False, trusted_workspace=True)
+    context = replace(NOW, trusted_workspace=True)
+    tool_first = delegate(delegate(parent, a, with_legs), b, with_legs)
+    tool_last = delegate(delegate(parent, b, with_legs), a, with_legs)
+    assert decide(tool_first, ops.GitPush(), context).verdict is Verdict.ASK
+    assert decide(tool_last, ops.GitPush(), context).verdict is Verdict.ALLOW
+    assert decide(parent, ops.GitPush(), context).verdict is Verdict.ALLOW
+
+
+# --- found here, and mended ---
 
 
 @pytest.mark.parametrize("line", WEAK_WRITES)
