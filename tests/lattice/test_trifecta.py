@@ -177,10 +177,10 @@ def test_provenance_asks_for_what_the_task_did_not_name() -> None:
     assert run.tool("mail/delete", id=7) is ASK
 
 
-def test_what_goes_nowhere_is_allowed_and_what_has_no_destination_asks() -> None:
+def test_what_names_no_destination_asks() -> None:
     run = Run("provenance", read_files="always", web_search="always", web_fetch="always", manage_pods="always")
-    assert run.tool("mail/send", to=None, cc=[]) is ALLOW
-    assert run.tool("mail/send") is ALLOW
+    assert run.tool("mail/send", to=None, cc=[]) is ASK
+    assert run.tool("mail/send") is ASK
     assert run.ask(ops.ManagePods(action="create")).rule == "trifecta.provenance"
     assert run.ask(ops.ManagePods(action="list")).verdict is ALLOW
     assert run.ask(ops.WebSearch(query="weather")).verdict is ALLOW

@@ -4,7 +4,8 @@
  2. `before` is called once the intent is on record and before the operation runs: exposure first, then the effect.
  3. `after` learns destinations from what came back, while nothing outside was changed after untrusted content was read:
 
-    a tool without an untrusted leg       each whole value of a structured answer; all words of a text
+    a tool without an untrusted leg       each whole value of a structured answer; of a text each whole line, and what
+                                          follows a line's first colon
     a tool with one, and `names`          the values of those fields, of the one record that the user's words selected:
                                           each argument of the call was known itself, and the record is the only one
                                           answered, or the only one with a whole value that is such an argument
@@ -104,13 +105,16 @@ class Session:
             if not self._closed:
                 self._after_tool(operation, answer)
         elif kind in ("read", "glob", "grep") and self._trusted and not self._written:
-            self._learn(operation, "\n".join(values(answer)), self._own_words(operation))
+            text = "\n".join(values(answer))
+            self._knowledge.learn(source_of(operation), text, self._own_words(operation))
 
     def _after_tool(self, operation: Any, answer: object) -> None:
         rules = tool_rules(self._policy, operation)
         data = _data(answer)
         if not any(rule.legs & cap.UNTRUSTED for rule in rules):
-            self._learn(operation, data, self._own_words(operation))
+            own, origin = self._own_words(operation), source_of(operation)
+            for value in _lines(data) if isinstance(data, str) else (*values(data), *_keys(data)):
+                self._knowledge.learn_value(origin, value, own)
             return
         names = _names(rules)
         given = values(operation.arguments) if names else []
@@ -124,13 +128,6 @@ class Session:
             for value in values(record.get(name)):
                 self._knowledge.learn_value(source_of(operation), value, own)
 
-    def _learn(self, operation: Base, data: object, own: frozenset[str]) -> None:
-        if isinstance(data, str):
-            self._knowledge.learn(source_of(operation), data, own)
-            return
-        for value in (*values(data), *_keys(data)):
-            self._knowledge.learn_value(source_of(operation), value, own)
-
     def _own_words(self, operation: Any) -> frozenset[str]:
         """The words of its arguments that nobody else has named."""
         given = operation.arguments if operation.kind == "tool" else operation.model_dump(mode="json")
@@ -142,6 +139,15 @@ def _names(rules: tuple[ToolRule, ...]) -> list[str]:
     """The fields that each of the policy's tables vouches for."""
     first, *others = rules
     return [name for name in first.names if all(name in rule.names for rule in others)]
+
+
+def _lines(text: str) -> list[str]:
+    """A text's lines without their list marks, and what follows a first colon in them: ``Hotels: Ritz``."""
+    out = []
+    for raw in text.splitlines():
+        line = raw.strip().lstrip("-*•").strip()
+        out += [line, *(part.strip() for part in line.split(": ", 1)[1:])]
+    return out
 
 
 def _data(answer: object) -> object:

@@ -18,8 +18,8 @@ web_search             | after something private was read: the query       | no 
 git_push               | yes                                               | yes   | the remote, and a ref but HEAD
 create_pr              | yes                                               | yes   | the base
 manage_pods            | no: a child never exceeds its parent              | yes   | the pod's name; not for list
-a tool                 | as the policy declares it                         | so    | the declared arguments' values;
-                       |                                                   |       | all of them empty: it goes nowhere
+a tool                 | as the policy declares it                         | so    | the values of the declared
+                       |                                                   |       | arguments; none where all are empty
 any of them in argv    | yes                                               | yes   | none: a command is more than words
 
 A change inside the pod (write, edit, commit, a run without egress) is no state change: it goes nowhere until a person
@@ -49,11 +49,11 @@ class Outward:
 
     Args:
         legs: bits of `capability`: `EXFILTRATION` and `STATE` as above, and the legs that the operation brings along.
-        destinations: all that has to be known; None: it can be known by nobody; empty: it goes nowhere.
+        destinations: all that has to be known; empty: nobody can know it.
     """
 
     legs: int
-    destinations: tuple[str, ...] | None = None
+    destinations: tuple[str, ...] = ()
 
 
 INWARD = Outward(0)
@@ -86,7 +86,7 @@ def outward(capability: str, operation: Any, *, egress: bool, listed: bool, seen
     if kind == "create_pr":
         return Outward(OUTWARD, (operation.base,))
     if kind == "manage_pods" and operation.action != "list":
-        return Outward(cap.STATE, (operation.name,) if operation.name else None)
+        return Outward(cap.STATE, (operation.name,) if operation.name else ())
     return INWARD
 
 
@@ -99,8 +99,6 @@ def _says_more(url: str) -> bool:
 
 def outward_tool(rule: ToolRule, arguments: dict[str, Any]) -> Outward:
     """What a call of an external tool does outside, by the policy's `rule` for it."""
-    if not rule.destination:
-        return Outward(rule.legs)
     return Outward(rule.legs, tuple(value for name in rule.destination for value in values(arguments.get(name))))
 
 
@@ -117,7 +115,7 @@ def provenance_asks(what: Outward, knowledge: Knowledge) -> str | None:
     """Mode ``provenance``: why it asks, for a person; None when it does not."""
     if not what.legs & OUTWARD:
         return None
-    if what.destinations is None:
+    if not what.destinations:
         return "it names no destination"
     unknown = knowledge.unknown(what.destinations)
     if unknown is None:
