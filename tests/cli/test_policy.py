@@ -74,7 +74,7 @@ def test_explain(line: str, code: int, rule: str, capsys: pytest.CaptureFixture[
     ("words", "code", "rule"),
     [
         (["tool", "mail/read"], 0, "tools.mail"),
-        (["tool", "mail/send"], 0, "tools.mail"),
+        (["tool", "mail/send"], 4, "trifecta.provenance"),
         (["tool", "mail/send", '{"to": "a@example.org"}'], 4, "trifecta.provenance"),
         (["--seen", "private,untrusted", "tool", "mail/send", '{"to": "a@example.org"}'], 4, "trifecta.provenance"),
         (
@@ -292,3 +292,11 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert run("diff", "--fail-if-looser", "codegen", "permissive").returncode == 3
     assert run("explain", "--profile", "fix_issue", "git_push").returncode == 4
+
+
+def test_every_policy_of_the_page_is_one() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "policy.md").read_text()
+    examples = [block.split("```", 1)[0] for block in page.split("```yaml\n")[1:]]
+    assert len(examples) == 2
+    for text in examples:
+        parse_policy(text, "docs/policy.md", bundled())

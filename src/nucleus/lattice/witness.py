@@ -284,5 +284,5 @@ def _calls(a: Policy, b: Policy) -> Iterator[ops.Base]:
         server, _, tool = name.partition("/")
         called = "any_tool" if tool == "*" else tool
         yield ops.CallTool(server=server, tool=called)
-        for value in ("known@example.org", "unknown@example.org") if names[name] else ():
+        for value in ("", "known@example.org", "unknown@example.org") if names[name] else ():
             yield ops.CallTool(server=server, tool=called, arguments=dict.fromkeys(names[name], value))
