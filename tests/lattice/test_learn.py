@@ -187,8 +187,10 @@ def test_a_directory_is_folded_from_three_different_files_on() -> None:
     found, _ = learnt(log.by_base("read", path="src/Makefile"))
     assert says(found.policy, "read", path="src/any/thing") == "allow"
     assert says(found.policy, "read", path="lib/src/thing") == "deny"
+    log.by_base("read", path="src/deep/er.rs")
+    assert learnt(log)[0].policy.paths_allow == frozenset((frozenset(("/src/",)),))
     # A base that lists files itself is not left.
-    listed = replace(BASE, paths_allow=frozenset((frozenset(("src/[abc].py", "src/Makefile")),)))
+    listed = replace(BASE, paths_allow=frozenset((frozenset(("src/[abc].py", "src/Makefile", "src/deep")),)))
     assert says(learnt(log, listed)[0].policy, "read", path="src/d.py") == "deny"
 
 

@@ -67,17 +67,32 @@ def path_entries(named: Named, flat: set[str] | None) -> tuple[list[Entry], set[
     directories = {up for path in needs for up in _ancestors(path)}
     folds = {} if flat is None else _folds({path for path in kept if path not in directories}, flat)
     inside = {path for paths in folds.values() for path in paths}
-    out = [
-        Entry(exact_glob(path), events, _breadth(path, events, directories))
-        for path, events in kept.items()
-        if path not in inside
-    ]
-    for glob, paths in folds.items():
-        note = f"{len(paths)} different files of this directory, such as {', '.join(sorted(paths)[:FOLD])}"
-        events = sorted((event for path in paths for event in kept[path]), key=lambda event: event.seq)
-        out.append(Entry(glob, events, note))
-    folded = {paths[0].rpartition("/")[0] for paths in folds.values()}
-    return sorted(out, key=lambda entry: str(entry.value).lstrip("/")), folded
+    # The widest first: what an earlier line covers needs none of its own.
+    candidates = sorted(folds.items(), key=lambda item: (not item[0].endswith("/"), item[0].count("/")))
+    candidates += [(exact_glob(path), [path]) for path in kept if path not in inside]
+    out: dict[str, list[str]] = {}
+    for glob, paths in candidates:
+        lines = PathSet(tuple(out), False)
+        rest = []
+        for path in paths:
+            line = lines.find(path)
+            (rest if line is None else out[line]).append(path)
+        if rest:
+            out[glob] = paths
+    entries = [Entry(glob, _events(kept, paths), _note(paths, kept, directories)) for glob, paths in out.items()]
+    folded = {folds[glob][0].rpartition("/")[0] for glob in out if glob in folds}
+    return sorted(entries, key=lambda entry: str(entry.value).lstrip("/")), folded
+
+
+def _events(kept: dict[str, list[Event]], paths: list[str]) -> list[Event]:
+    found = {event.seq: event for path in paths for event in kept[path]}
+    return [found[seq] for seq in sorted(found)]
+
+
+def _note(paths: list[str], kept: dict[str, list[Event]], directories: set[str]) -> str:
+    if len(paths) > 1:
+        return f"{len(paths)} different files of this directory, such as {', '.join(sorted(paths)[:FOLD])}"
+    return _breadth(paths[0], kept[paths[0]], directories)
 
 
 def searched(events: list[Event], allow: list[Entry]) -> list[Entry]:
