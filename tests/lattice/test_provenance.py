@@ -10,7 +10,7 @@ from nucleus.lattice.provenance import CAPACITY, Knowledge, values, words
 
 TASK = (
     "Please mail Mark Davies <Mark.Davies@Hotmail.com> and bob@example.org, post it in #general, "
-    "then look at https://www.Example.com/docs/Page?x=1 and at docs.python.org. Delete file 13! Tell Alice's team."
+    "then look at https://www.Example.com/docs/Page?x=1 and at docs.python.org. Delete ID '13' and #21 by June 14! Tell Alice's team."
 )
 
 
@@ -18,7 +18,7 @@ TASK = (
     "destination",
     [
         "mark.davies@hotmail.com", "MARK.DAVIES@HOTMAIL.COM", "mailto:mark.davies@hotmail.com", "bob@example.org",
-        "Mark Davies <mark.davies@hotmail.com>", "general", "#general", "Alice", "@alice", "13",
+        "Mark Davies <mark.davies@hotmail.com>", "general", "#general", "Alice", "@alice", "13", "21", "#21",
         "https://www.example.com/docs/page?x=1", "http://example.com/docs/Page?x=1", "docs.python.org",
         "https://docs.python.org/", "http://docs.python.org:80", "mark davies", "ｂｏｂ@example.org",
     ],
@@ -34,7 +34,7 @@ def test_known_in_any_spelling(destination: str) -> None:
         "davies@hotmail.com",
         "https://www.example.com/", "example.com", "https://example.com/docs/page?x=1&y=2", "https://example.com/docs/",
         "https://docs.python.org/secret", "https://docs.python.org:8443/", "ftp://docs.python.org", "gen", "generals",
-        "evil.com", "1", "3", "a", "s", "", "   ", "davies mark", "bob@example.org mallory@evil.com",
+        "evil.com", "1", "3", "14", "#14", "a", "s", "", "   ", "davies mark", "bob@example.org mallory@evil.com",
         "https://docs.python.org@evil.com/", "evil-docs.python.org", "bоb@example.org", "\0", "general\0evil",
     ],
 )  # fmt: skip

@@ -188,6 +188,11 @@ class Policy:
     trifecta: str = "static"  # modes in force, sorted, joined by "+"
     tools: frozenset[frozenset[ToolRule]] = frozenset((frozenset(),))  # a conjunction of tables; absent is undeclared
 
+    def __post_init__(self) -> None:
+        if not self.tools:
+            # No table at all would be the top of the product, and says what one empty table says: nothing is declared.
+            object.__setattr__(self, "tools", frozenset((frozenset(),)))
+
     @property
     def window_ns(self) -> int:
         """How long a pod may live, nanoseconds."""

@@ -19,6 +19,7 @@ CAPACITY = 1_048_576  # characters that one session learns
 _BREAKS = str.maketrans(dict.fromkeys("\0\"'`´’‘“”„«»,;()[]{}<>|\\*\u00a0", " "))
 _EDGE = ".:!?…"  # punctuation at a word's end
 _MARK = "@#"  # a mention's sign before a name
+_NUMBERED = ("id", "number", "no", "nr")  # "ID '13'", "number 13", "#13"
 
 
 def words(text: str) -> list[str]:
@@ -29,6 +30,9 @@ def words(text: str) -> list[str]:
         word = raw.rstrip(_EDGE)
         if word.startswith("mailto:"):
             word = word[7:]
+        if word[:1] == "#" and word[1:].isdigit():
+            out += ["number", word[1:]]
+            continue
         word = word.lstrip(_MARK) if word.count("@") < 2 else word
         if word:
             out.append(_address(word))
@@ -109,8 +113,9 @@ class Knowledge:
         whole = " ".join(found)
         if whole in self._values:
             return self._values[whole]
-        needle = f" {whole} "
-        return next((origin for origin, text in self._texts if needle in text), None)
+        # A bare number stands in every text with a date: it is named only as the number of something.
+        said = [f" {noun} {whole} " for noun in _NUMBERED] if whole.isdigit() else [f" {whole} "]
+        return next((origin for origin, text in self._texts if any(needle in text for needle in said)), None)
 
     def unknown(self, destinations: Iterable[str]) -> str | None:
         """The first destination that nobody named, or None when all are known."""

@@ -5,7 +5,9 @@
  3. `after` learns destinations from what came back, while nothing outside was changed after untrusted content was read:
 
     a tool without an untrusted leg       each whole value of a structured answer; of a text each whole line, and what
-                                          follows a line's first colon
+                                          follows a line's first colon. After untrusted content was read, only where
+                                          each argument of the call (of one that changes something: each destination)
+                                          was known itself: what is asked for is not the attacker's choice
     a tool with one, and `names`          the values of those fields, of the one record that the user's words selected:
                                           each argument of the call was known itself, and the record is the only one
                                           answered, or the only one with a whole value that is such an argument
@@ -111,16 +113,17 @@ class Session:
     def _after_tool(self, operation: Any, answer: object) -> None:
         rules = tool_rules(self._policy, operation)
         data = _data(answer)
+        given = _given(rules, operation.arguments)
+        asked = bool(given) and self._knowledge.unknown(given) is None  # by the user's own words
         if not any(rule.legs & cap.UNTRUSTED for rule in rules):
+            if self._seen.untrusted and not asked:
+                return
             own, origin = self._own_words(operation), source_of(operation)
             for value in _lines(data) if isinstance(data, str) else (*values(data), *_keys(data)):
                 self._knowledge.learn_value(origin, value, own)
             return
-        names = _names(rules)
-        given = values(operation.arguments) if names else []
-        if not given or self._knowledge.unknown(given) is not None:
-            return
-        record = _selected(_records(data), given)
+        names = _names(rules) if asked else []
+        record = _selected(_records(data), given) if names else None
         if record is None:
             return
         own = self._own_words(operation)
@@ -139,6 +142,14 @@ def _names(rules: tuple[ToolRule, ...]) -> list[str]:
     """The fields that each of the policy's tables vouches for."""
     first, *others = rules
     return [name for name in first.names if all(name in rule.names for rule in others)]
+
+
+def _given(rules: tuple[ToolRule, ...], arguments: dict[str, Any]) -> list[str]:
+    """What a call asks for: its arguments, or the destinations of one that does something outside."""
+    names = {name for rule in rules for name in rule.destination}
+    if names and any(rule.legs & (cap.EXFILTRATION | cap.STATE) for rule in rules):
+        return [value for name in sorted(names) for value in values(arguments.get(name))]
+    return values(arguments)
 
 
 def _lines(text: str) -> list[str]:
