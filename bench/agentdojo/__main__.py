@@ -1,14 +1,16 @@
 """`python -m bench.agentdojo`: attack success, questions and utility of each trifecta mode, assuming total hijack.
 
 usage: python -m bench.agentdojo [--suite NAME|FILE ...] [--mode static|session|provenance|all|none]
-                                 [--tools MAP.yaml] [--json] [--verbose]
+                                 [--tools MAP.yaml] [--approver ideal|careless ...] [--json] [--verbose] [--fast]
 
   --suite    workspace, slack, travel, banking (AgentDojo v1.2.2), or a Python file that defines TaskSuite objects;
              repeatable (default: workspace slack)
   --mode     the trifecta mode of the policy (default: provenance); none: ungated
   --tools    the tool map (default: bench/agentdojo/tools.yaml)
   --json     one JSON object on standard output
-  --fast     leave out the careless approver (most of the time)
+  --approver ideal: says no to every call of the attack; careless: what one who says yes to a tenth of them lets
+             through as well (default: both)
+  --fast     --approver ideal, and without the attacker who knows the rules (attack_success_worst)
   --verbose  with --json: also which pairs succeeded and what was asked
 """
 
@@ -31,6 +33,10 @@ VERSION = "v1.2.2"
 NAMES = ("workspace", "slack", "travel", "banking")
 
 
+class UsageError(Exception):
+    """The command line names something that is not there."""
+
+
 def _own_python() -> None:
     """Go on in the benchmark's own virtual environment, made when it is missing, unless this python has AgentDojo."""
     if importlib.util.find_spec("agentdojo") and importlib.util.find_spec("re2"):
@@ -50,6 +56,7 @@ def _own_python() -> None:
             check=True, input=own, text=True,
         )  # fmt: skip
         done.touch()
+    print(f"bench.agentdojo: goes on in {VENV.name}, which has AgentDojo", file=sys.stderr)
     os.environ["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
     os.execv(python, [str(python), "-m", "bench.agentdojo", *sys.argv[1:]])
 
@@ -64,9 +71,9 @@ def _suites(names: list[str]) -> list[Any]:
         elif name.endswith(".py"):
             found += _from_file(Path(name))
         else:
-            raise SystemExit(f"bench.agentdojo: no suite {name!r}; known: {', '.join(NAMES)}, or a .py file")
+            raise UsageError(f"no suite {name!r}; known: {', '.join(NAMES)}, or a .py file")
     if len({suite.name for suite in found}) != len(found):
-        raise SystemExit("bench.agentdojo: a suite is named twice")
+        raise UsageError("a suite is named twice")
     return found
 
 
@@ -75,17 +82,21 @@ def _from_file(path: Path) -> list[Any]:
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise SystemExit(f"bench.agentdojo: cannot read {path}")
+        raise UsageError(f"cannot read {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
     found = list({id(value): value for value in vars(module).values() if isinstance(value, TaskSuite)}.values())
     if not found:
-        raise SystemExit(f"bench.agentdojo: {path} defines no TaskSuite")
+        raise UsageError(f"{path} defines no TaskSuite")
     return found
 
 
-def _measure(suite: Any, made: Any, careless: bool) -> dict[str, Any]:
+def _measure(suite: Any, made: Any, *, careless: bool, worst: bool) -> dict[str, Any]:
     """All counts of one suite."""
     from bench.agentdojo.handmade import KNOWN
     from bench.agentdojo.replay import Suite
@@ -95,7 +106,8 @@ def _measure(suite: Any, made: Any, careless: bool) -> dict[str, Any]:
     counts: dict[str, Any] = dict.fromkeys(
         ("pairs", "attack_success", "benign_tasks", "benign_asked", "prompts", "utility_refused", "utility_ideal"), 0
     )
-    counts |= {"attack_prompts": 0, "attack_success_careless": 0.0, "attack_success_native": 0, "pairs_native": 0}
+    counts |= {"attack_prompts": 0, "attack_success_native": 0, "pairs_native": 0}
+    counts |= ({"attack_success_careless": 0.0} if careless else {}) | ({"attack_success_worst": 0} if worst else {})
     counts["ground_truths_native"] = sum(map(replay.is_native, (*users, *injections)))
     counts["ground_truths_hand_made"] = len(users) + len(injections) - counts["ground_truths_native"]
     spent: list[int] = []
@@ -122,9 +134,10 @@ def _measure(suite: Any, made: Any, careless: bool) -> dict[str, Any]:
             counts["attack_prompts"] += len(run.attack_asked)
             if careless:
                 counts["attack_success_careless"] += replay.careless(task, injection, cut, ideal)
+            if worst:
+                counts["attack_success_worst"] += won or replay.worst(task, injection, cut)
             if won:
                 won_pairs.append(f"{task.ID} {injection.ID}")
-    counts["attack_success_careless"] = round(counts["attack_success_careless"], 2)
     return counts | {"spent": spent, "succeeded": won_pairs, "asked": asked}
 
 
@@ -133,8 +146,22 @@ def _add(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for row in rows:
         for key, value in row.items():
             total[key] = value if key not in total else total[key] + value
-    total["attack_success_careless"] = round(total["attack_success_careless"], 2)
     return total
+
+
+def _map(path: Path, suites: list[Any]) -> Any:
+    """The tool map, checked against the suites."""
+    from bench.agentdojo import toolmap
+
+    tools = toolmap.read(path)
+    if strange := sorted(set(tools.suites) - {suite.name for suite in suites} - set(NAMES)):
+        raise toolmap.MapError(f"{path}: no such suite {strange[0]!r}; known: {', '.join(NAMES)}, or one of --suite")
+    for suite in suites:
+        known = {
+            tool.name: frozenset(tool.parameters.model_json_schema().get("properties", {})) for tool in suite.tools
+        }
+        toolmap.check(tools, suite.name, known, path)
+    return tools
 
 
 def main() -> int:
@@ -147,30 +174,30 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--approver", action="append", nargs="+", choices=("ideal", "careless"), default=None)
     options = parser.parse_args()
 
     from bench.agentdojo import guard, toolmap
 
-    suites = _suites([name for group in options.suite or [["workspace", "slack"]] for name in group])
     try:
-        tools = toolmap.read(options.tools)
-        for suite in suites:
-            known = {function.name for function in suite.tools}
-            if extra := set(tools.suites.get(suite.name, {})) - known:
-                raise toolmap.MapError(f"{options.tools}: {suite.name} has no tool {sorted(extra)[0]!r}")
-    except toolmap.MapError as error:
+        suites = _suites([name for group in options.suite or [["workspace", "slack"]] for name in group])
+        tools = _map(options.tools, suites)
+    except (UsageError, toolmap.MapError) as error:
         print(f"bench.agentdojo: {error}", file=sys.stderr)
         return 2
+    careless = not options.fast and any("careless" in group for group in options.approver or [["careless"]])
     rows: dict[str, dict[str, Any]] = {}
     for suite in suites:
         made = None if options.mode == "none" else guard.policy(tools, suite.name, options.mode)
-        rows[suite.name] = _measure(suite, made, not options.fast)
+        rows[suite.name] = _measure(suite, made, careless=careless, worst=not options.fast)
         declared = tools.suites.get(suite.name, {})
         rows[suite.name]["tools_undeclared"] = sum(function.name not in declared for function in suite.tools)
     rows["all"] = _add(list(rows.values()))
     for row in rows.values():
         spent = row.pop("spent")
         row["decision_us"] = round(statistics.median(spent) / 1000, 2) if spent else 0.0
+        if careless:
+            row["attack_success_careless"] = round(row["attack_success_careless"], 2)
         row["mode"] = options.mode
         if not options.verbose:
             del row["succeeded"], row["asked"]
@@ -182,16 +209,24 @@ def main() -> int:
 
 
 def _print(rows: dict[str, dict[str, Any]], mode: str) -> None:
+    def share(count: float, of: int) -> str:
+        return f"{count:g}/{of} {100 * count / (of or 1):.1f} %"
+
     print(f"AgentDojo {VERSION}, trifecta: {mode}, assuming total hijack")
-    print(f"{'suite':12}{'attack success':>22}{'careless':>10}{'benign asked':>20}{'prompts':>9}{'utility no/yes':>16}"
-          f"{'decision':>11}")  # fmt: skip
+    print(f"{'suite':12}{'attack success':>18}{'worst order':>18}{'careless':>11}{'benign asked':>16}{'prompts':>9}"
+          f"{'utility no/yes':>16}{'decision':>11}")  # fmt: skip
     for name, row in rows.items():
-        pairs, tasks = row["pairs"] or 1, row["benign_tasks"] or 1
-        won = f"{row['attack_success']}/{row['pairs']} {100 * row['attack_success'] / pairs:.1f} %"
-        careless = f"{100 * row['attack_success_careless'] / pairs:.1f} %"
-        asked = f"{row['benign_asked']}/{row['benign_tasks']} {100 * row['benign_asked'] / tasks:.0f} %"
-        utility = f"{row['utility_refused']}/{row['utility_ideal']}"
-        print(f"{name:12}{won:>22}{careless:>10}{asked:>20}{row['prompts']:>9}{utility:>16}{row['decision_us']:>8} µs")
+        pairs = row["pairs"]
+        worst = share(row["attack_success_worst"], pairs) if "attack_success_worst" in row else "-"
+        slips = (
+            f"{100 * row['attack_success_careless'] / (pairs or 1):.1f} %" if "attack_success_careless" in row else "-"
+        )
+        asked, utility = (
+            share(row["benign_asked"], row["benign_tasks"]),
+            f"{row['utility_refused']}/{row['utility_ideal']}",
+        )
+        print(f"{name:12}{share(row['attack_success'], pairs):>18}{worst:>18}{slips:>11}{asked:>16}{row['prompts']:>9}"
+              f"{utility:>16}{row['decision_us']:>8} µs")  # fmt: skip
 
 
 if __name__ == "__main__":

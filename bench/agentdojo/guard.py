@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
-from bench.agentdojo.toolmap import ToolMap
+from bench.agentdojo.toolmap import ToolMap, server
 from nucleus.lattice import Context, Policy, decide
 from nucleus.lattice.policy import MODES, TimeWindow
 from nucleus.lattice.session import Session
@@ -35,7 +34,7 @@ class Guard:
 
     def __init__(self, made: Policy, suite: str, task: str) -> None:
         self._policy = made
-        self._server = re.sub(r"[^a-z0-9_-]", "-", suite.lower())[:63]
+        self._server = server(suite)
         self._session = Session(made, task=task, egress=True)
         self.spent_ns: list[int] = []
 

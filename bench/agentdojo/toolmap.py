@@ -12,6 +12,7 @@ names (optional): fields of an untrusted tool's answer that only the service or 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,39 @@ class ToolMap:
 def read(path: Path) -> ToolMap:
     """Parse a map. Raises MapError."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), Loader=_Strict)  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise MapError(f"{path}: {error}") from None
     return ToolMap({suite: _suite(suite, tools, path) for suite, tools in _mapping(data, str(path)).items()})
+
+
+class _Strict(yaml.SafeLoader):
+    """A key that stands twice is an error, not the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(made) != len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+        return made
+
+
+def server(suite: str) -> str:
+    """A suite's name as the name of a tool server."""
+    return re.sub(r"[^a-z0-9_-]", "-", suite.lower())[:63]
+
+
+def check(tools: ToolMap, suite: str, known: dict[str, frozenset[str]], path: Path) -> None:
+    """Does the map fit the suite? Raises MapError.
+
+    Args:
+        known: the suite's tools, and the arguments of each.
+    """
+    for tool, rule in tools.suites.get(suite, {}).items():
+        if tool not in known:
+            raise MapError(f"{path}: {suite}: no such tool {tool!r}; known: {', '.join(sorted(known))}")
+        if strange := sorted(set(rule.destination) - known[tool]):
+            there = ", ".join(sorted(known[tool])) or "none"
+            raise MapError(f"{path}: {suite}.{tool}.destination: no such argument {strange[0]!r}; known: {there}")
 
 
 def _suite(suite: str, tools: object, path: Path) -> dict[str, ToolRule]:
@@ -62,7 +92,7 @@ def _rule(suite: str, tool: str, facts: object, path: Path) -> ToolRule:
         legs |= cap.LEG_NAMES[name]
     destination = tuple(_texts(facts.get("destination", []), f"{where}.destination"))
     names = tuple(_texts(facts.get("names", []), f"{where}.names"))
-    return ToolRule(f"{suite}/{tool}", legs, destination, cap.ALWAYS, names=names)
+    return ToolRule(f"{server(suite)}/{tool}", legs, destination, cap.ALWAYS, names=names)
 
 
 def _mapping(value: object, where: str) -> dict[str, Any]:
