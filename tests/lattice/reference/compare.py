@@ -1,0 +1,69 @@
+"""Both decisions of one case, and what differs between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nucleus.lattice import decide
+from nucleus.model.decision import Decision, Verdict
+
+from . import reference
+from .generators import Case, cases
+
+KEPT = 20  # disagreements that a tally keeps in full
+
+
+@dataclass
+class Tally:
+    """What a run of cases came to."""
+
+    cases: int = 0
+    disagreements: int = 0
+    kept: list[str] = field(default_factory=list)
+    rules: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+
+def difference(found: Decision, expected: reference.Outcome) -> str:
+    """What differs, "" for nothing: verdict, rule, obligations, and every rule that found something."""
+    met = {(rule, str(verdict)) for rule, verdict in found.met if verdict is not Verdict.ALLOW}
+    same = (
+        found.verdict.value == expected.verdict
+        and found.rule == expected.rule
+        and frozenset(found.obligations) == expected.obligations
+        and (found.rule, found.verdict) in found.met
+        and (met <= set(expected.why) if expected.verdict == "deny" else met == set(expected.why))
+    )
+    if same:
+        return ""
+    return f"found {found.verdict} {found.rule} {found.obligations} {found.met}, expected {expected}"
+
+
+def compare(seed: int, count: int, decided: Callable[..., Decision] = decide, stop: bool = False) -> Tally:
+    """Run `count` cases of `seed`; `stop` at the first disagreement."""
+    tally = Tally()
+    for case in cases(seed, count):
+        found = decided(case.policy, case.operation, case.context)
+        expected = reference.decide(case.rules, case.asked, case.moment)
+        tally.cases += 1
+        tally.rules[found.rule] += 1
+        tally.verdicts[found.verdict.value] += 1
+        tally.kinds[case.asked.kind] += 1
+        wrong = difference(found, expected)
+        if wrong:
+            tally.disagreements += 1
+            if len(tally.kept) < KEPT:
+                tally.kept.append(f"{wrong}\n{described(case)}")
+            if stop:
+                break
+    return tally
+
+
+def described(case: Case) -> str:
+    command: Any = case.asked.command
+    words = {name: getattr(command, name) for name in type(command).__slots__} if command else ""
+    return f"  {case.operation!r}\n  {words}\n  {case.moment}\n  {case.rules}"
