@@ -230,7 +230,7 @@ def test_diff_shows_the_lost_ask_and_the_command_that_shows_it(
     other.write_text("version: 1\nname: b\ncapabilities: {git_push: always}\n")
     assert main(["diff", "--fail-if-looser", str(file), str(other)]) == 3
     out = capsys.readouterr().out
-    assert out.startswith("b is tighter in some and LOOSER in other ways than a\n")
+    assert out.startswith("b is tighter than a in some ways and LOOSER in others\n")
     assert "  looser        capabilities.git_push      always, asks -> always, unattended\n" in out
     assert "LOST ASK  git_push  (no egress, untrusted workspace)\n" in out
     assert "  a  ask    trifecta.static: " in out

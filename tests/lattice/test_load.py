@@ -67,6 +67,7 @@ CAPS = "capabilities: {read_files: always}\n"
         (HEAD + CAPS + "trifecta: [static, all]\n", "4:20", "one of"),
         (HEAD + CAPS + "trifecta: off\n", "4:11", "one of"),
         (HEAD + CAPS + "description: &a x\n", "4:14", "anchors"),
+        (HEAD + CAPS + "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "4:4", "anchors"),  # a bomb never starts
         (HEAD + "capabilities: *a\n", "3:15", "anchors"),
         (HEAD + CAPS + "description: !!python/object:os.system x\n", "4:14", "tags"),
         (HEAD + CAPS + "description: !!str x\n", "4:14", "tags"),

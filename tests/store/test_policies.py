@@ -9,7 +9,7 @@ import pytest
 
 from nucleus.errors import InvalidError
 from nucleus.limits import LIMITS
-from nucleus.store.policies import load_policy_text, profile_names, profile_text
+from nucleus.store.policies import bundled, load_policy_text, profile_names, profile_text
 
 
 def test_the_default_is_restrictive() -> None:
@@ -61,3 +61,9 @@ def test_bad_files(tmp_path: Path) -> None:
             load_policy_text(path=f"{tmp_path}/{name}")
     with pytest.raises(InvalidError):
         load_policy_text(path="/dev/zero")
+
+
+def test_bundled_is_all_of_them_as_they_are() -> None:
+    texts = bundled()
+    assert tuple(sorted(texts)) == profile_names()
+    assert all(text == profile_text(name) for name, text in texts.items())

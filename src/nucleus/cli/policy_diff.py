@@ -24,13 +24,7 @@ _NO_OPERATION = ("budget",)  # no decision depends on it
 
 def text(found: Diff, a: Policy, b: Policy, words: tuple[str, str]) -> str:
     """For a person. `words`: how the command line named A and B."""
-    relation = {
-        "same": "decides as", "tighter": "is tighter than", "looser": "is LOOSER than",
-        "incomparable": "is tighter in some and LOOSER in other ways than",
-    }[found.relation]  # fmt: skip
-    if found.relation == "incomparable" and not any(item.relation == "tighter" for item in found.dimensions):
-        relation = "is not comparable with"
-    lines = [f"{b.name} {relation} {a.name}"]
+    lines = [_headline(found, a.name, b.name)]
     for item in found.dimensions:
         if item.relation == "same":
             continue
@@ -39,6 +33,15 @@ def text(found: Diff, a: Policy, b: Policy, words: tuple[str, str]) -> str:
             lines.append(f"  {'':12}  {'':25}  (unproved: no operation found that shows it)")
     lines += _witness_lines(found, a, b, words)
     return "\n".join(lines)
+
+
+def _headline(found: Diff, a: str, b: str) -> str:
+    if found.relation != "incomparable":
+        relation = {"same": "decides as", "tighter": "is tighter than", "looser": "is LOOSER than"}[found.relation]
+        return f"{b} {relation} {a}"
+    if any(item.relation == "tighter" for item in found.dimensions):
+        return f"{b} is tighter than {a} in some ways and LOOSER in others"
+    return f"{b} is not comparable with {a}"
 
 
 def _witness_lines(found: Diff, a: Policy, b: Policy, words: tuple[str, str]) -> list[str]:
