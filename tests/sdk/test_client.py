@@ -39,6 +39,7 @@ CALLS: list[tuple[str, Callable[[Gate], Any], dict[str, Any]]] = [
     ("git_push", lambda g: g.git_push(), {"remote": "origin", "ref": "HEAD"}),
     ("create_pr", lambda g: g.create_pr("t"), {"title": "t", "body": "", "base": "main", "head": "HEAD"}),
     ("manage_pods", lambda g: g.manage_pods("list"), {"action": "list", "name": ""}),
+    ("tool", lambda g: g.call_tool("s", "t", {"a": 1}), {"server": "s", "tool": "t", "arguments": {"a": 1}}),
 ]  # fmt: skip
 
 

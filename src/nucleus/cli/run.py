@@ -17,6 +17,7 @@ import os
 import select
 import sys
 import time
+from contextlib import ExitStack
 
 from nucleus.cli import report
 from nucleus.cli.exec import approvals, is_utf8, pod_spec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nucleus.cli.prompt import Prompt
+    from nucleus.cli.tools import ToolHost
 
 USAGE = """\
 usage: nucleus run [options] -- AGENT [ARGUMENT...]
@@ -46,6 +48,7 @@ usage: nucleus run [options] -- AGENT [ARGUMENT...]
   --approvals WHERE    auto: ask on this terminal where the agent cannot reach it; none: do not
   --namespace NAME     the pod's namespace (default: default)
   --session NAME       what pods of this name have seen counts in the next one
+  --mcp-config FILE    give the agent the tools of these MCP servers, through the gate
   --json               print the closing summary as JSON (on standard error)
 """
 OPTIONS = {
@@ -59,6 +62,7 @@ OPTIONS = {
     "approvals": ONE,
     "namespace": ONE,
     "session": ONE,
+    "mcp-config": ONE,
     "json": FLAG,
     "help": FLAG,
 }
@@ -91,16 +95,36 @@ def carry_out(options: dict[str, Any], agent: list[str]) -> report.Summary:
     stdio = "pty" if pty else "pipes"
     spec["agent"] = {"argv": agent, "env": {}, "stdio": stdio, "rows": rows, "cols": columns}
     offset = report.position(state_dir())
-    with Launcher.open() as launcher:
-        try:
-            code, pod = (_with_pty if pty else _with_pipes)(launcher, spec, workspace, ask)
-        finally:
-            os.close(workspace)
+    with ExitStack() as stack:
+        stack.callback(os.close, workspace)
+        host = _tool_host(options["mcp-config"], workspace)
+        if host is not None:
+            spec["tools"] = True
+            stack.enter_context(host)
+        launcher = stack.enter_context(Launcher.open())
+        code, pod = (_with_pty if pty else _with_pipes)(launcher, spec, workspace, ask, host)
     summary = report.summarize(state_dir(), offset, pod.name)
     summary.isolation, summary.exit_code, summary.budget = pod.isolation, code, pod.budget_limit
     summary.set_aside = pod.set_aside
     summary.unmediated = options["share-workspace"]
     return summary
+
+
+def _tool_host(path: str, workspace: int) -> ToolHost | None:
+    if not path:
+        return None
+    from nucleus.cli.tools import ToolHost  # weight: subprocess, for those who attach tools
+
+    return ToolHost(path, workspace)
+
+
+def _create(launcher: Launcher, spec: dict[str, Any], fds: tuple[int, ...], host: ToolHost | None) -> Pod:
+    """The pod; the gate's end of the tool host's channel goes last."""
+    if host is None:
+        return launcher.create_pod(spec, fds)
+    pod = launcher.create_pod(spec, (*fds, host.gate.fileno()))
+    host.handed_over()
+    return pod
 
 
 def _print(summary: report.Summary, as_json: bool) -> None:
@@ -121,9 +145,11 @@ def _close(launcher: Launcher, pod: Pod) -> None:
     pod.close()
 
 
-def _with_pty(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool) -> tuple[int, Pod]:
+def _with_pty(
+    launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool, host: ToolHost | None
+) -> tuple[int, Pod]:
     """Step 1."""
-    pod = launcher.create_pod(spec, (workspace,))
+    pod = _create(launcher, spec, (workspace,), host)
     screen = Screen()
     try:
         if ask:
@@ -141,7 +167,9 @@ def _with_pty(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: boo
         _close(launcher, pod)
 
 
-def _with_pipes(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool) -> tuple[int, Pod]:
+def _with_pipes(
+    launcher: Launcher, spec: dict[str, Any], workspace: int, ask: bool, host: ToolHost | None
+) -> tuple[int, Pod]:
     """Steps 2 and 3."""
     agent_in, our_in = os.pipe2(os.O_CLOEXEC)
     our_out, agent_out = os.pipe2(os.O_CLOEXEC)
@@ -156,7 +184,7 @@ def _with_pipes(launcher: Launcher, spec: dict[str, Any], workspace: int, ask: b
         os.set_blocking(our_in, False)
         try:
             prompt = _prompt(launcher) if ask else None
-            pod = launcher.create_pod(spec, (workspace, agent_in, agent_out, agent_err))
+            pod = _create(launcher, spec, (workspace, agent_in, agent_out, agent_err), host)
         finally:
             for fd in (agent_in, agent_out, agent_err):
                 os.close(fd)

@@ -46,7 +46,7 @@ from nucleus.lattice.session import Session
 from nucleus.limits import LIMITS
 from nucleus.model.decision import Decision, Verdict
 from nucleus.model.grant import mint
-from nucleus.model.operation import Base, Run, operation_hash
+from nucleus.model.operation import Base, CallTool, Run, operation_hash
 from nucleus.model.principal import Principal
 from nucleus.model.receipt import Approval, Meter, Outcome, Redirect, Reply
 from nucleus.sanitize import sanitize
@@ -75,11 +75,13 @@ class Gate:
 
     Args:
         egress: the pod has a gateway that can carry egress operations.
+        tools: external tools are attached.
         session: what this session has seen, and which destinations it knows; fed here, read by the decision.
     """
 
     egress: bool = False
     session: Session | None = None
+    tools: bool = False
 
 
 @dataclass(slots=True)
@@ -120,6 +122,8 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
     if operation.egress and not gate.egress:
         # Decided, and nobody is asked for what cannot be carried.
         raise NoEgressError("no egress in this pod", rule="pod.egress")
+    if isinstance(operation, CallTool) and not gate.tools:
+        raise OperationError("no external tool is attached to this pod", rule="tools.none")
     if decision.verdict is Verdict.ALLOW:
         return ""
     policy = gate.session.policy if gate.session is not None else None
@@ -341,7 +345,18 @@ def _summary(outcome: Outcome | None, failure: NucleusError | None) -> dict[str,
     if failure is not None:
         return _failure_summary(failure)
     assert outcome is not None
-    kept = ("exit_code", "signal", "timed_out", "bytes", "size", "replaced", "commit", "truncated", "withheld")
+    kept = (
+        "exit_code",
+        "signal",
+        "timed_out",
+        "bytes",
+        "size",
+        "replaced",
+        "commit",
+        "truncated",
+        "withheld",
+        "is_error",
+    )
     return {"status": "ok", **{name: outcome.result[name] for name in kept if name in outcome.result}}
 
 

@@ -53,8 +53,8 @@ def path_entries(named: Named, flat: set[str] | None) -> tuple[list[Entry], set[
         flat: directories that are not folded; None for all.
     """
     needs: dict[str, list[Event]] = {}
-    for event, paths in named:
-        for path, counts in paths:
+    for event, found in named:
+        for path, counts in found:
             if counts and path != ".":
                 needs.setdefault(path, []).append(event)
     kept: dict[str, list[Event]] = {}
@@ -73,7 +73,7 @@ def path_entries(named: Named, flat: set[str] | None) -> tuple[list[Entry], set[
     out: dict[str, list[str]] = {}
     for glob, paths in candidates:
         lines = PathSet(tuple(out), False)
-        rest = []
+        rest: list[str] = []
         for path in paths:
             line = lines.find(path)
             (rest if line is None else out[line]).append(path)

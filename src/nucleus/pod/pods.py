@@ -51,6 +51,7 @@ class Pod:
     plan: Plan
     notify: Notify
     directory: str
+    tools: int = -1  # the gate's channel to the tool host, until the gate has it
     box: NamespacesBox | None = None
     making: Future[NamespacesBox] | None = None
     gate: int = 0
@@ -111,8 +112,9 @@ class Pods:
             raise
         gate_id = _spiffe(spec.namespace, f"gate-{name}")
         workload = f"{directory}/workload.sock" if spec.agent or spec.serve else ""
+        tools = fds.pop() if spec.tools else -1
         plan = Plan(name, slot.number, spec, directory, fds[0], -1, tuple(fds[1:]), workload, gate_id)
-        pod = Pod(name, slot, spec, plan, notify, directory)
+        pod = Pod(name, slot, spec, plan, notify, directory, tools)
         self.all[name] = pod
         try:
             return await self._create(pod)
@@ -175,6 +177,8 @@ class Pods:
             ends = [*ends, box.listener]
         elif pod.spec.serve:
             ends = [*ends, pod.plan.stdio[0]]
+        if pod.tools >= 0:
+            ends = [*ends, pod.tools]
         config = {
             "pod": pod.name,
             "namespace": pod.spec.namespace,
@@ -190,12 +194,14 @@ class Pods:
             "door": "agent" if pod.spec.agent is not None else "orchestrator" if pod.spec.serve else "",
             "agent_id": _spiffe(pod.spec.namespace, f"agent-{pod.name}"),
             "orchestrator_id": _spiffe(pod.spec.namespace, f"orchestrator-{pod.name}"),
+            "tools": pod.spec.tools,
             "test_seam": pod.spec.test_seam,
         }
         answer = await self._loop.within(
             ANSWER_SECONDS, self._template.call("spawn", ends, config=config), "the gate template"
         )
         close_all(answer.fds)
+        _close_tools(pod)
         pod.gate = int(answer.body["pid"])
         with suppress(ProcessLookupError):
             pod.gate_pidfd = os.pidfd_open(pod.gate)
@@ -269,6 +275,7 @@ class Pods:
         return pod.destroying
 
     async def _destroy(self, pod: Pod, reason: str) -> None:
+        _close_tools(pod)
         if pod.making is not None:
             with suppress(Exception):  # it could not be made, and undid itself; the rest must go on
                 box = await pod.making
@@ -308,7 +315,15 @@ def _spiffe(namespace: str, name: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{name}"
 
 
+def _close_tools(pod: Pod) -> None:
+    """The gate has its own, or there is none: as long as ours is open the tool host would not see its gate's end."""
+    if pod.tools >= 0:
+        os.close(pod.tools)
+        pod.tools = -1
+
+
 def _check_descriptors(spec: PodSpec, fds: list[int]) -> None:
     wanted = 1 + (3 if spec.agent is not None and spec.agent.stdio == "pipes" else 0) + spec.serve
+    wanted += spec.tools
     if len(fds) != wanted:
         raise SandboxError(f"create_pod with {len(fds)} descriptors where {wanted} are needed", rule="spec.descriptors")

@@ -48,6 +48,7 @@ class PodSpec:
     """One pod, as a launcher asks for it (docs/design.md, "launcher → builder").
 
     session: pods of one name, in one namespace, one after another, share what has been seen; "" for this pod alone.
+    tools: the last descriptor is a channel to the tool host, for the gate.
     serve: no agent inside; the gate's door is the launcher's listening socket, for the orchestrator's SVID.
     """
 
@@ -62,6 +63,7 @@ class PodSpec:
     toolchains: tuple[str, ...] = ()
     agent: AgentSpec | None = None
     serve: bool = False
+    tools: bool = False
     test_seam: str = ""
 
     @classmethod
@@ -85,6 +87,7 @@ class PodSpec:
             toolchains=tuple(_toolchain(item) for item in _list(values, "toolchains", TOOLCHAINS)),
             agent=None if agent is None else _agent(agent),
             serve=_flag(values, "serve") and _no_agent(agent),
+            tools=_flag(values, "tools"),
             test_seam=_text(values, "test_seam", 64),
         )
 

@@ -28,6 +28,7 @@ DEFAULT_GATE = "https://127.0.0.1:7443"
 MAX_REPLY = 67_108_864  # bytes of one reply: 8 MiB of content at JSON's worst escaping, and room
 CONNECT_TIMEOUT_S = 10.0
 APPROVAL_WAIT_S = 330.0  # a person has 300 s to answer (nucleus.limits), plus the gate's own time
+TOOLS_WAIT_S = 45.0  # external servers may still be starting
 IDLE_S = 60.0  # a connection idle for longer is not used again
 RUN_TIMEOUT_MS = 120_000  # nucleus.limits.LIMITS.run_timeout_ms
 
@@ -196,6 +197,15 @@ class Gate:
     def manage_pods(self, action: str, name: str = "") -> Result:
         """Create, list or destroy child pods."""
         return self.call("manage_pods", {"action": action, "name": name})
+
+    def call_tool(self, server: str, tool: str, arguments: dict[str, Any] | None = None) -> Result:
+        """Call a tool of an external MCP server. Returns {text, is_error, structured?}."""
+        return self.call("tool", {"server": server, "tool": tool, "arguments": arguments or {}})
+
+    def tools(self) -> list[Result]:
+        """The external tools that the policy does not rule out: [{server, name, description, input_schema}]."""
+        found = self._exchange("GET", "/v1/tools", None, TOOLS_WAIT_S, None).get("tools")
+        return [tool for tool in found if isinstance(tool, dict)] if isinstance(found, list) else []
 
     def health(self) -> Result:
         """What the gate says of itself."""

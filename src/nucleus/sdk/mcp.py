@@ -68,6 +68,7 @@ class Server:
         self._out = threading.Lock()
         self._lock = threading.Lock()
         self._calls: dict[Id, Cancellation] = {}
+        self._external: dict[str, tuple[str, str]] | None = None  # bridge name -> server, tool; None: not asked yet
         self._initialized = False
         self._methods: dict[str, Callable[[Id, Message], Message | None]] = {
             "initialize": self._initialize,
@@ -146,19 +147,65 @@ class Server:
             "instructions": INSTRUCTIONS,
         }
 
-    def _list(self, identifier: Id, params: Message) -> Message:
+    def _list(self, identifier: Id, params: Message) -> Message | None:
         if params.get("cursor") is not None:
             raise _RpcError(INVALID_PARAMS, "there is one page only")
-        return {"tools": TOOLS}
+        # In a thread: external servers may take their time to start, and ping must be answered meanwhile.
+        with self._lock:
+            if identifier in self._calls or len(self._calls) >= MAX_CALLS:
+                raise _RpcError(BUSY, "this id is in use, or too many calls are in flight")
+            self._calls[identifier] = Cancellation()
+        threading.Thread(target=self._answer_list, args=(identifier,), daemon=True).start()
+        return None
+
+    def _answer_list(self, identifier: Id) -> None:
+        tools = [*TOOLS, *self._list_external()]
+        with self._lock:
+            cancelled = self._calls.pop(identifier).cancelled
+        if not cancelled:
+            self._send({"jsonrpc": "2.0", "id": identifier, "result": {"tools": tools}})
+
+    def _list_external(self) -> list[Message]:
+        """The tools of external servers, as `server__tool`; none where the gate cannot be asked."""
+        try:
+            found = self._the_gate().tools()
+        except (GateError, IdentityError, ValueError) as error:
+            self._log(f"external tools: {error}")
+            found = []
+        names: dict[str, tuple[str, str]] = {}
+        tools: list[Message] = []
+        for tool in found:
+            server, inner = str(tool.get("server")), str(tool.get("name"))
+            name = f"{server}__{inner}"
+            if name in names or name in NAMES:
+                continue
+            names[name] = (server, inner)
+            schema = tool.get("input_schema")
+            described = {"description": str(tool.get("description", "")), "annotations": {"openWorldHint": True}}
+            tools.append({"name": name, "inputSchema": schema if isinstance(schema, dict) else {}, **described})
+        self._external = names
+        return tools
+
+    def _external_tool(self, name: object) -> tuple[str, str] | None:
+        """The server and tool behind a bridge name."""
+        if not isinstance(name, str) or "__" not in name:
+            return None
+        if self._external is None or name not in self._external:
+            server, _, tool = name.partition("__")
+            return (server, tool) if server and tool else None  # the gate knows what there is
+        return self._external[name]
 
     def _call(self, identifier: Id, params: Message) -> Message | None:
         name, arguments = params.get("name"), params.get("arguments", {})
-        if not isinstance(name, str) or name not in NAMES:
+        outside = self._external_tool(name)
+        if not isinstance(name, str) or (name not in NAMES and outside is None):
             raise _RpcError(INVALID_PARAMS, f"no tool {str(name)[:100]!r}")
         if arguments is None:
             arguments = {}
         if not isinstance(arguments, dict):
             raise _RpcError(INVALID_PARAMS, "arguments is not an object")
+        if outside is not None:
+            name, arguments = "tool", {"server": outside[0], "tool": outside[1], "arguments": arguments}
         token = _progress_token(params)
         cancellation, done = Cancellation(), threading.Event()
         with self._lock:
@@ -255,7 +302,8 @@ def _success(name: str, reply: Message) -> Message:
     result = reply.get("result")
     texts = _texts(name, result if isinstance(result, dict) else {})
     receipt = {f"nucleus/{key}": reply[key] for key in ("request_id", "audit", "cost") if key in reply}
-    return {"content": [{"type": "text", "text": text} for text in texts], "isError": False, "_meta": receipt}
+    failed = name == "tool" and isinstance(result, dict) and result.get("is_error") is True
+    return {"content": [{"type": "text", "text": text} for text in texts], "isError": failed, "_meta": receipt}
 
 
 def _failure(error: Exception) -> Message:
@@ -277,6 +325,8 @@ def _texts(name: str, result: Message) -> list[str]:
         return [text, *(f"[{note}]" for note in notes)]
     if name == "run":
         return _run_texts(result)
+    if name == "tool":
+        return [str(result.get("text", "")), *(["[truncated]"] if result.get("truncated") else [])]
     if name == "glob":
         return _lines([str(path) for path in result.get("paths", [])], result)
     if name == "grep":

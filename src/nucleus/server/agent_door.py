@@ -17,7 +17,7 @@ from nucleus.errors import NucleusError, UnauthenticatedError
 from nucleus.identity import tls
 from nucleus.identity.svid import X509Svid
 from nucleus.model.principal import Principal
-from nucleus.server.app import Authenticator, Door
+from nucleus.server.app import Authenticator, Door, Listing
 from nucleus.server.authority import Authority
 from nucleus.server.driver import Driver
 
@@ -28,12 +28,12 @@ _RETRY_S = 5
 
 
 async def open_agent_door(
-    config: Config, driver: Driver, authority: Authority, listener: socket.socket
+    config: Config, driver: Driver, authority: Authority, listener: socket.socket, tools: Listing
 ) -> tuple[web.AppRunner, asyncio.Task[None]]:
     """Serve the agent's door on `listener`. Returns its runner and the task that renews the SVID at half-life."""
     current = [await authority.svid()]
     holder = tls.RotatingServerContext(current[0])
-    runner = await Door(driver, _authenticator(config, current)).serve(listener, holder.context)
+    runner = await Door(driver, _authenticator(config, current), tools).serve(listener, holder.context)
     return runner, asyncio.ensure_future(_rotate(authority, holder, current))
 
 

@@ -31,6 +31,7 @@ from nucleus.server.wire import http_status, parse_object, reply_object
 
 KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATIONS)
 
+Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
 Authenticator = Callable[[ssl.SSLObject], Principal]
 
 
@@ -40,9 +41,11 @@ class Door:
     Args:
         driver: runs the pipeline.
         authenticate: verifies a connection's peer; raises UnauthenticatedError.
+        tools: lists the external tools that the policy does not rule out.
     """
 
-    def __init__(self, driver: Driver, authenticate: Authenticator) -> None:
+    def __init__(self, driver: Driver, authenticate: Authenticator, tools: Listing | None = None) -> None:
+        self._tools = tools
         self._driver = driver
         self._authenticate = authenticate
         self._peers: WeakKeyDictionary[asyncio.BaseTransport, Principal] = WeakKeyDictionary()
@@ -51,6 +54,7 @@ class Door:
         """Serve on a listening socket until the runner is cleaned up."""
         app = web.Application(client_max_size=LIMITS.request_bytes, middlewares=[_errors])
         app.router.add_get("/v1/health", self._health)
+        app.router.add_get("/v1/tools", self._list_tools)
         app.router.add_post("/v1/{kind}", self._operation)
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=3600
@@ -74,6 +78,10 @@ class Door:
     async def _health(self, request: web.Request) -> web.Response:
         principal = self._principal(request)
         return web.json_response({"status": "ok", "principal": principal.spiffe_id})
+
+    async def _list_tools(self, request: web.Request) -> web.Response:
+        self._principal(request)
+        return _json(200, {"tools": [] if self._tools is None else await self._tools()})
 
     async def _operation(self, request: web.Request) -> web.Response:
         kind = request.match_info["kind"]

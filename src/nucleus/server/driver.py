@@ -27,6 +27,7 @@ from nucleus.model.principal import Principal
 from nucleus.model.receipt import Reply
 from nucleus.server.authority import Answer, Authority
 from nucleus.server.executor import Executor
+from nucleus.server.tools import Executors
 from nucleus.server.wire import parse_operation
 
 Seam = Callable[[str], None]
@@ -52,7 +53,7 @@ class Driver:
         gate: Gate,
         decide: Callable[[Base], Decision],
         authority: Authority,
-        executor: Executor,
+        executor: Executor | Executors,
         new_id: Callable[[], str],
         seam: Seam | None = None,
     ) -> None:

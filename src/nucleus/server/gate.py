@@ -31,6 +31,8 @@ from nucleus.server.authority import Authority, gone
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
 from nucleus.server.executor import Executor
+from nucleus.server.tools import Executors, Tools, visible_tools
+from nucleus.server.tools import gone as tools_gone
 from nucleus.server.wire import error_object, reply_object
 
 NS_PER_S = 1_000_000_000
@@ -56,6 +58,7 @@ class Config:
     door: str
     agent_id: str
     orchestrator_id: str
+    tools: bool = False
     test_seam: str = ""
 
     @classmethod
@@ -91,6 +94,7 @@ async def serve(
     hands_socket: socket.socket,
     launcher_socket: socket.socket,
     listener: socket.socket | None,
+    tools_socket: socket.socket | None = None,
 ) -> None:
     """Steps 3 and 4."""
     stopped = asyncio.Event()
@@ -128,11 +132,14 @@ async def serve(
         time.monotonic_ns,
         policy.shown_globs(),
     )
+    tools = None
+    if tools_socket is not None:
+        tools = Tools(await Channel.over(tools_socket, tools_gone), time.monotonic_ns)
     driver = Driver(
-        Gate(egress=config.egress, session=session),
+        Gate(egress=config.egress, session=session, tools=tools is not None),
         decided,
         authority,
-        executor,
+        Executors(executor, tools),
         lambda: os.urandom(16).hex(),
         _seam(config.test_seam),
     )
@@ -143,7 +150,7 @@ async def serve(
     if listener is not None:
         from nucleus.server.agent_door import open_agent_door  # aiohttp, ssl, cryptography: only with an agent
 
-        runner, rotation = await open_agent_door(config, driver, authority, listener)
+        runner, rotation = await open_agent_door(config, driver, authority, listener, visible_tools(policy, tools))
     launcher = await _launcher(config, driver, launcher_socket, stopped.set)
     await stopped.wait()
     launcher.close()
@@ -152,6 +159,8 @@ async def serve(
     if runner is not None:
         await runner.cleanup()
     hands.close()
+    if tools is not None:
+        tools.close()
     await driver.drain()
     channel.close()
 

@@ -95,7 +95,7 @@ def _reap(control: socket.socket) -> None:
 
 def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Callable[[], int] | None:
     """Fork a gate. In the child returns what it has to run; in the template None."""
-    if request.get("op") != "spawn" or len(fds) not in (3, 4) or not isinstance(request.get("config"), dict):
+    if request.get("op") != "spawn" or not 3 <= len(fds) <= 5 or not isinstance(request.get("config"), dict):
         for fd in fds:
             os.close(fd)
         error = SandboxError("malformed request to the gate template", rule="gate.template")
@@ -140,7 +140,8 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
     packets.send_packet(control, {"id": request.get("id"), "ok": facts})
     control.close()
     authority, hands, launcher, *rest = sockets
-    asyncio.run(gate.serve(config, policy, authority, hands, launcher, rest[0] if rest else None))
+    tools = rest.pop() if config.tools and rest else None
+    asyncio.run(gate.serve(config, policy, authority, hands, launcher, rest[0] if rest else None, tools))
     return 0
 
 

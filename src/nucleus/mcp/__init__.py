@@ -1,0 +1,1 @@
+"""External tools: other MCP servers, whose every call goes through the gate."""
