@@ -18,35 +18,41 @@ from .facts import EVERYTHING, Argument, Rule
 def covers(glob: str, path: str, fold: bool) -> bool:
     """Does a glob of a policy cover a path: match it, or a directory above it?"""
     if fold:
-        glob, path = glob.lower(), path.lower()
-    glob = glob.removesuffix("/")
+        glob, path = glob.casefold(), path.casefold()
+    glob = re.sub(r"\*{3,}", "**", glob).rstrip("/")
+    at_root = "/" in glob
+    while glob.endswith("/**"):  # all below a directory, and the directory
+        glob = glob.removesuffix("/**").rstrip("/")
+    glob = glob.lstrip("/")
+    if re.fullmatch(r"(\*\*/)+[^/]*", glob) and "**" not in glob.rpartition("/")[2]:  # as without
+        at_root, glob = False, glob.rpartition("/")[2]
     names = path.split("/")
     above = ["/".join(names[: count + 1]) for count in range(len(names))]
-    if "/" not in glob:  # a name at any depth
-        return any(matches(glob, name) for name in names)
-    while glob.startswith("./"):
-        glob = glob[2:]
-    return any(matches(glob, name) for name in above)
+    if not at_root and "**" not in glob:  # a name at any depth; the root of the workspace has none
+        return path != "." and any(matches(glob, name) for name in names)
+    return any(matches(glob if at_root else "**/" + glob, name) for name in above)
 
 
-def matches(glob: str, text: str) -> bool:
-    """The whole of `text` by the whole of `glob`."""
+def matches(glob: str, text: str, begins: bool = True) -> bool:
+    """The whole of `text` by the whole of `glob`; `begins`: a name begins here."""
     if not glob:
         return not text
-    if glob.startswith("**/") and matches(glob[3:], text):  # no directory at all
-        return True
+    if begins and glob.startswith("**/"):  # any number of whole directories
+        below = [text[at + 1 :] for at, character in enumerate(text) if character == "/" and at > 0]
+        return any(matches(glob[3:], rest) for rest in (text, *below))
     if glob.startswith("**"):
-        return matches(glob[2:], text) or (bool(text) and matches(glob, text[1:]))
+        return matches(glob[2:], text, False) or (bool(text) and matches(glob, text[1:], False))
     if glob[0] == "*":
-        return matches(glob[1:], text) or (text[:1] not in ("", "/") and matches(glob, text[1:]))
+        return matches(glob[1:], text, False) or (text[:1] not in ("", "/") and matches(glob, text[1:], False))
     if not text:
         return False
     if glob[0] == "?":
-        return text[0] != "/" and matches(glob[1:], text[1:])
-    if glob[0] == "[" and "]" in glob[2:]:
-        end = glob.index("]", 2)
-        return text[0] != "/" and in_set(glob[1:end], text[0]) and matches(glob[end + 1 :], text[1:])
-    return glob[0] == text[0] and matches(glob[1:], text[1:])
+        return text[0] != "/" and matches(glob[1:], text[1:], False)
+    first = 3 if glob[:2] == "[!" else 2  # a bracket that comes first is a member
+    if glob[0] == "[" and "]" in glob[first:]:
+        end = glob.index("]", first)
+        return text[0] != "/" and in_set(glob[1:end], text[0]) and matches(glob[end + 1 :], text[1:], False)
+    return glob[0] == text[0] and matches(glob[1:], text[1:], glob[0] == "/")
 
 
 def in_set(members: str, character: str) -> bool:
@@ -100,7 +106,8 @@ def listed_host(lists: str | tuple[tuple[str, ...], ...], host: str) -> bool:
 
 def names_program(rule: Rule, program: str) -> bool:
     if rule.group:
-        return program in tables.SETS[rule.group] or program.rstrip("0123456789.") in tables.SETS[rule.group]
+        bare = program.rstrip("0123456789.")  # python3.11 is an interpreter as python3 is
+        return program in tables.SETS[rule.group] or bare in tables.SETS[rule.group] & tables.INTERPRETERS
     return rule.program in ("*", program)
 
 
