@@ -54,7 +54,7 @@ def main() -> int:
             os.read(wake_read, 4096)
             _reap(control)
         if control.fileno() in ready:
-            packet = packets.recv_packet(control, max_fds=4)
+            packet = packets.recv_packet(control, max_fds=5)
             if packet is None:
                 return 0
             if (child := _spawn(control, packet.body, packet.fds)) is not None:
