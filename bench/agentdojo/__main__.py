@@ -62,18 +62,23 @@ def _own_python() -> None:
 
 
 def _suites(names: list[str]) -> list[Any]:
-    from agentdojo.task_suite.load_suites import get_suite
-
+    for name in names:  # before AgentDojo is imported, which takes seconds
+        if name not in NAMES and not name.endswith(".py"):
+            raise UsageError(f"no suite {name!r}; known: {', '.join(NAMES)}, or a .py file")
+        if name not in NAMES and not Path(name).is_file():
+            raise UsageError(f"cannot read {name}")
+    if len(set(names)) != len(names):
+        raise UsageError("a suite is named twice")
     found: list[Any] = []
     for name in names:
         if name in NAMES:
+            from agentdojo.task_suite.load_suites import get_suite
+
             found.append(get_suite(VERSION, name))
-        elif name.endswith(".py"):
-            found += _from_file(Path(name))
         else:
-            raise UsageError(f"no suite {name!r}; known: {', '.join(NAMES)}, or a .py file")
+            found += _from_file(Path(name))
     if len({suite.name for suite in found}) != len(found):
-        raise UsageError("a suite is named twice")
+        raise UsageError("two of the suites have the same name")
     return found
 
 
@@ -81,7 +86,7 @@ def _from_file(path: Path) -> list[Any]:
     from agentdojo.task_suite.task_suite import TaskSuite
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None:
         raise UsageError(f"cannot read {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
@@ -149,11 +154,10 @@ def _add(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _map(path: Path, suites: list[Any]) -> Any:
-    """The tool map, checked against the suites."""
+def _fits(tools: Any, path: Path, suites: list[Any]) -> None:
+    """Raises MapError where the tool map does not fit the suites."""
     from bench.agentdojo import toolmap
 
-    tools = toolmap.read(path)
     if strange := sorted(set(tools.suites) - {suite.name for suite in suites} - set(NAMES)):
         raise toolmap.MapError(f"{path}: no such suite {strange[0]!r}; known: {', '.join(NAMES)}, or one of --suite")
     for suite in suites:
@@ -161,7 +165,6 @@ def _map(path: Path, suites: list[Any]) -> Any:
             tool.name: frozenset(tool.parameters.model_json_schema().get("properties", {})) for tool in suite.tools
         }
         toolmap.check(tools, suite.name, known, path)
-    return tools
 
 
 def main() -> int:
@@ -180,8 +183,9 @@ def main() -> int:
     from bench.agentdojo import guard, toolmap
 
     try:
+        tools = toolmap.read(options.tools)
         suites = _suites([name for group in options.suite or [["workspace", "slack"]] for name in group])
-        tools = _map(options.tools, suites)
+        _fits(tools, options.tools, suites)
     except (UsageError, toolmap.MapError) as error:
         print(f"bench.agentdojo: {error}", file=sys.stderr)
         return 2

@@ -131,7 +131,7 @@ class Suite:
     def __init__(self, suite: TaskSuite, made: Policy | None, known: Mapping[str, Made]) -> None:
         self.suite = suite
         self.policy = made
-        self._known = known
+        self._known = known if suite.data_path is None else {}  # somebody's own suite may have a name of AgentDojo's
         text = read_suite_file(suite.name, "environment.yaml", suite.data_path)
         defaults = suite.get_injection_vector_defaults()
         self._canaries = {vector: f"CANARY-{vector}-CANARY" for vector in defaults}
