@@ -41,24 +41,32 @@ def _own_python() -> None:
     """Go on in the benchmark's own virtual environment, made when it is missing, unless this python has AgentDojo."""
     if importlib.util.find_spec("agentdojo") and importlib.util.find_spec("re2"):
         return
-    python = VENV / "bin" / "python"
-    done = VENV / ".done"
-    if not done.exists():
+    python, done = VENV / "bin" / "python", VENV / ".done"
+    wanted = (HERE / "requirements.txt").read_text() + (ROOT / "uv.lock").read_text()
+    if not done.exists() or done.read_text() != wanted:
         print(f"bench.agentdojo: setting up {VENV.name} (once)", file=sys.stderr)
-        uv = ROOT / ".venv" / "bin" / "uv"
-        own = subprocess.run(  # our own dependencies, in the versions of the lock
-            [uv, "export", "-q", "--frozen", "--no-dev", "--no-emit-project", "--no-hashes"],
-            check=True, cwd=ROOT, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-        subprocess.run([uv, "venv", "-q", "--allow-existing", "--python", sys.executable, VENV], check=True)
-        subprocess.run(
-            [uv, "pip", "install", "-q", "--python", python, "-r", HERE / "requirements.txt", "-r", "-"],
-            check=True, input=own, text=True,
-        )  # fmt: skip
-        done.touch()
+        try:
+            _set_up(python)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"bench.agentdojo: cannot set up {VENV.name} (`make setup` first?): {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        done.write_text(wanted)
     print(f"bench.agentdojo: goes on in {VENV.name}, which has AgentDojo", file=sys.stderr)
     os.environ["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
     os.execv(python, [str(python), "-m", "bench.agentdojo", *sys.argv[1:]])
+
+
+def _set_up(python: Path) -> None:
+    uv = ROOT / ".venv" / "bin" / "uv"
+    own = subprocess.run(  # our own dependencies, in the versions of the lock
+        [uv, "export", "-q", "--frozen", "--no-dev", "--no-emit-project", "--no-hashes"],
+        check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
+    subprocess.run([uv, "venv", "-q", "--allow-existing", "--python", sys.executable, VENV], check=True)
+    subprocess.run(
+        [uv, "pip", "install", "-q", "--python", python, "-r", HERE / "requirements.txt", "-r", "-"],
+        check=True, input=own, text=True,
+    )  # fmt: skip
 
 
 def _suites(names: list[str]) -> list[Any]:

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 
 from bench.agentdojo.guard import Guard
 from bench.agentdojo.handmade import Made
+from nucleus.errors import InvalidError
 from nucleus.lattice import Policy
 from nucleus.lattice import capability as cap
 from nucleus.lattice.provenance import values
@@ -85,7 +86,10 @@ class Gated(FunctionsRuntime):
         if self.guard is None:
             return super().run_function(env, function, kwargs, raise_on_error)
         arguments = self._execute_nested_calls(env, kwargs)
-        operation, decision = self.guard.decide(function, arguments)
+        try:
+            operation, decision = self.guard.decide(function, arguments)
+        except InvalidError:  # the gate would not take it
+            raise Refused from None
         if decision.verdict is Verdict.DENY:
             raise Refused
         if decision.verdict is Verdict.ASK:
@@ -98,7 +102,7 @@ class Gated(FunctionsRuntime):
                 raise Refused
         self.guard.before(operation)
         result, error = super().run_function(env, function, arguments, raise_on_error)
-        self.guard.after(operation, error or plain(result))
+        self.guard.after(operation, "" if error else plain(result))
         return result, error
 
     def carry_out(self, env: Any, calls: Iterable[FunctionCall], *, attack: bool = False) -> list[Any]:
@@ -109,8 +113,6 @@ class Gated(FunctionsRuntime):
             try:
                 result, _ = self.run_function(env, call.function, call.args)
             except Refused:
-                continue
-            except Exception:
                 continue
             self.run.trace.append(call)
             answers.append(result)
