@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,21 +46,26 @@ def difference(found: Decision, expected: reference.Outcome, tables: int = 1) ->
     return f"found {found.verdict} {found.rule} {found.obligations} {found.met}, expected {expected}"
 
 
-def compare(seed: int, count: int, decided: Callable[..., Decision] = decide, stop: bool = False) -> Tally:
+def wrong(case: Case, found: Decision) -> str:
+    """What is wrong with a decision, "" for nothing."""
+    expected = reference.decide(case.rules, case.asked, case.moment)
+    return difference(found, expected, len(case.rules.tables) if case.asked.kind == "tool" else 1)
+
+
+def compare(seed: int, count: int, stop: bool = False) -> Tally:
     """Run `count` cases of `seed`; `stop` at the first disagreement."""
     tally = Tally()
     for case in cases(seed, count):
-        found = decided(case.policy, case.operation, case.context)
-        expected = reference.decide(case.rules, case.asked, case.moment)
+        found = decide(case.policy, case.operation, case.context)
         tally.cases += 1
         tally.rules[found.rule] += 1
         tally.verdicts[found.verdict.value] += 1
         tally.kinds[case.asked.kind] += 1
-        wrong = difference(found, expected, len(case.rules.tables) if case.asked.kind == "tool" else 1)
-        if wrong:
+        difference = wrong(case, found)
+        if difference:
             tally.disagreements += 1
             if len(tally.kept) < KEPT:
-                tally.kept.append(f"{wrong}\n{described(case)}")
+                tally.kept.append(f"{difference}\n{described(case)}")
             if stop:
                 break
     return tally

@@ -1,4 +1,6 @@
-"""Random policies, operations and contexts out of pools that meet each other: in plain facts and in the product's form."""
+"""Random policies, operations and contexts out of pools that meet each other: as plain facts and as the product's."""
+
+# ruff: noqa: SIM905 (a pool of words is easier to read, and to add to, as words)
 
 from __future__ import annotations
 
@@ -41,10 +43,12 @@ TARGETS = ["", "/", "//", "/x", "/path?q", "?q=1", "/?", "?", "/a/b.py", "/.env"
 PEOPLE = (
     "bob@x.org bob x.org evil-x.org https://x.org/path?q https://x.org http://www.x.org/ origin main feature/a dev "
     "pod-1 #general @bob Alice Smith release-1.0 upstream 13 Bob@X.org mailto:bob@x.org a.com/x é https://a.com/path?q "
-    "+1-555 docs/a.txt x.a.com true 1.5 fork ! ... @# a/b/ x.org/path?Q straße STRASSE www. x.org:443 https://x.org:443/"
+    "+1-555 docs/a.txt x.a.com true 1.5 fork ! ... @# a/b/ x.org/path?Q straße STRASSE www. x.org:443 "
+    "https://x.org:443/ http://x.org:443/ http://x.org:80/ https://x.org:80 http://x.org. ftp://x.org 7 #13 #7 13 "
+    "localhost http://localhost/"
 ).split()  # fmt: skip
 PEOPLE += ["Alice Smith", "Alice  Smith", "(bob@x.org)", "bob@x.org, eve@e.org", "the 13 of June", "ｂｏｂ", "", " "]
-FILLERS = "send the report to and then merge into please look at mail channel for . , : ! (thanks)".split()
+FILLERS = "send the report to and then merge into please look at mail channel id number no for . , : ! (thanks)".split()
 SERVERS, TOOLS = ("mail", "cal", "db"), ("send", "read", "search", "add")
 FIELDS = ("to", "cc", "id", "text")
 LEGS = ("private", "untrusted", "exfiltration", "state")
@@ -53,18 +57,18 @@ WRAPPERS = [
     ["find", ".", "-exec"], ["bash", "-c"], ["time"], ["git", "-C", "src"], ["stdbuf", "-o", "L"], ["/usr/bin/env"],
 ]  # fmt: skip
 PROGRAMS = (
-    "ls cat git rm cp touch grep find sed tar make python3 python3.11 node bash sh curl wget gh ssh npm cargo ./build.sh "
-    "src/tool.py /usr/bin/git /opt/x psql unknown tee mv vim docker pytest echo go pip"
+    "ls cat git rm cp touch grep find sed tar make python3 python3.11 node bash sh curl wget gh ssh npm cargo "
+    "./build.sh src/tool.py /usr/bin/git /opt/x psql unknown tee mv vim docker pytest echo go pip"
 ).split()
 WORDS = (
-    "push commit remote status log show -m -f -rf -v --force -c --output=x 5 12 0 -1 x word origin main install publish "
-    "pr create add HEAD HEAD:.env -- * -la diff clone --exec=x -i s/a/b/ . .. /etc/passwd /workspace/src/a @x ٣ +4"
+    "push commit remote status log show -m -f -rf -v --force -c --output=x 5 12 0 -1 x word origin main install "
+    "publish pr create add HEAD HEAD:.env -- * -la diff clone --exec=x -i s/a/b/ . .. /etc/passwd /workspace/src/a "
+    "@x ٣ +4"
 ).split()
 KINDS = (
     "read write edit glob grep run run run git_status git_diff git_commit web_fetch web_fetch web_search git_push "
     "create_pr manage_pods tool tool tool"
 ).split()
-KINDS_ONCE = tuple(dict.fromkeys(KINDS))
 
 
 class Case(NamedTuple):
@@ -98,9 +102,17 @@ def path(random: Random) -> str:
 
 
 def glob(random: Random) -> str:
-    while disputed(found := any_glob(random)):
+    while disputed(found := once(any_glob(random))):
         pass
     return found
+
+
+def once(glob: str) -> str:
+    """Without what is said twice: nobody writes it, and nothing says what it would mean for the root."""
+    for twice, plain in (("//", "/"), ("***", "**"), ("**/**", "**")):
+        while twice in glob:
+            glob = glob.replace(twice, plain)
+    return glob
 
 
 def disputed(glob: str) -> bool:
@@ -117,10 +129,7 @@ def any_glob(random: Random) -> str:
     style = random.random()
     if style < 0.15:
         text = "".join(random.choice(("a", "b", "/", "*", "?", "**", "[ab]", "[!a]", "/**/", "**/")) for _ in range(5))
-        for twice, once in (("//", "/"), ("***", "**"), ("**/**", "**")):  # said twice: nobody writes it, nothing says it
-            while twice in text:
-                text = text.replace(twice, once)
-        return text.strip("/") or "a"
+        return once(text).strip("/") or "a"
     if style < 0.25:
         return random.choice(SENSITIVE)
     depth = random.choice((1, 1, 1, 2, 2, 3))
@@ -143,14 +152,14 @@ def allow(random: Random, line: Any, everything: float) -> Any:
     if random.random() < everything:
         return f.EVERYTHING
     lists = random.choice((1, 1, 1, 2, 3))
-    return tuple(
-        tuple(dict.fromkeys(line() for _ in range(random.choice((0, 1, 2, 3, 5, 8))))) for _ in range(lists)
-    )
+    return tuple(tuple(dict.fromkeys(line() for _ in range(random.choice((0, 1, 2, 3, 5, 8))))) for _ in range(lists))
 
 
 def argument(random: Random) -> f.Argument:
     kind = random.choice(("literal", "literal", "word", "integer", "path"))
-    return f.Argument(kind, tuple(random.choice(WORDS) for _ in range(random.randint(1, 3))) if kind == "literal" else ())
+    return f.Argument(
+        kind, tuple(random.choice(WORDS) for _ in range(random.randint(1, 3))) if kind == "literal" else ()
+    )
 
 
 def command_rule(random: Random) -> f.Rule:
@@ -162,20 +171,21 @@ def command_rule(random: Random) -> f.Rule:
 
 def tool_table(random: Random) -> tuple[f.Tool, ...]:
     names = [f"{server}/{tool}" for server in SERVERS for tool in (*TOOLS, "*")]
+    density = {leg: random.choice((0.0, 0.1, 0.5, 0.9)) for leg in LEGS}
     return tuple(
         f.Tool(
             name,
-            frozenset(leg for leg in LEGS if random.random() < 0.4),
+            frozenset(leg for leg in LEGS if random.random() < density[leg]),
             tuple(random.sample(FIELDS, random.choice((0, 1, 1, 2)))),
             random.choice(("never", "low_risk", "low_risk", "always", "always")),
             random.random() < 0.2,
         )
-        for name in random.sample(names, random.choice((0, 2, 5, 9)))
+        for name in random.sample(names, random.choice((0, 2, 6, 10, 15)))
     )
 
 
 def rules(random: Random) -> f.Rules:
-    enabled = random.choice((0.4, 0.8, 0.95, 1.0))
+    enabled = random.choice((0.15, 0.4, 0.8, 0.95, 1.0, 1.0))
     levels = {name: random.choice(("low_risk", "always")) for name in cap.NAMES if random.random() < enabled}
     start = random.choice((0, 0, 0, 0, 0, 900 * NS, 1000 * NS, 1010 * NS))
     return f.Rules(
@@ -219,9 +229,7 @@ def policy_of(given: f.Rules) -> Policy:
         name="random",
         capabilities=cap.pack({name: cap.LEVELS[level] for name, level in given.levels.items()}, given.approve),
         budget_limit=1,
-        time_window=TimeWindow(
-            given.duration, given.not_before, ALL if given.not_after is None else given.not_after
-        ),
+        time_window=TimeWindow(given.duration, given.not_before, ALL if given.not_after is None else given.not_after),
         paths_allow=allow_of(given.paths_allow),
         paths_block=frozenset(given.paths_block),
         commands_allow=allow_of(given.commands_allow, command_of),
@@ -278,7 +286,11 @@ def fields(random: Random, kind: str) -> dict[str, Any]:
         case "glob":
             return {"path": random.choice((".", path(random))), "pattern": random.choice(("*", "**/*.py", ".env"))}
         case "grep":
-            return {"path": random.choice((".", path(random))), "pattern": "x", "include": random.choice(("**", "*.py"))}
+            return {
+                "path": random.choice((".", path(random))),
+                "pattern": "x",
+                "include": random.choice(("**", "*.py")),
+            }
         case "run":
             return {"argv": argv(random), "cwd": random.choice((".", ".", ".", path(random)))}
         case "git_diff":
@@ -305,8 +317,8 @@ def fields(random: Random, kind: str) -> dict[str, Any]:
         case "tool":
             given = {name: destination(random) for name in FIELDS if random.random() < 0.6}
             return {
-                "server": random.choice((*SERVERS, *SERVERS, "other")),
-                "tool": random.choice((*TOOLS, *TOOLS, "other", "*")),
+                "server": random.choice((*SERVERS, *SERVERS, *SERVERS, "other")),
+                "tool": random.choice((*TOOLS, *TOOLS, *TOOLS, "other", "*")),
                 "arguments": given,
             }
     return {}
@@ -335,11 +347,11 @@ def operation(random: Random) -> tuple[f.Asked, Base]:
 
 def spelled(random: Random, text: str) -> str:
     """`text`, in one of the spellings of people."""
-    style = random.randint(0, 13)
+    style = random.randint(0, 15)
     edge = [
         text.upper(), text.title(), f'"{text}"', f"({text})", f"<{text}>", text + ".", text + "?!", "@" + text,
         "#" + text, "mailto:" + text, "https://" + text, "www." + text, "".join(
-            chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text), text,
+            chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text), text, text + "@", text + "#",
     ]  # fmt: skip
     return edge[style] if random.random() < 0.6 else text
 
@@ -396,9 +408,18 @@ def moment(random: Random, given: f.Rules, known: Learnt) -> tuple[f.Moment, Con
     return told, Context(now, started, egress, trusted, isolation, seen, known.knowledge, known.task)
 
 
+def case(policies: int, operations: int, contexts: int) -> Case:
+    """One case out of three seeds."""
+    given = rules(Random(policies))
+    asked, made = operation(Random(operations))
+    source = Random(contexts)
+    told, context = moment(source, given, learnt(source))
+    return Case(given, asked, told, policy_of(given), made, context)
+
+
 def cases(seed: int, count: int) -> Iterator[Case]:
     """`count` cases, the same ones each time for one seed."""
-    random = Random(seed)  # noqa: S311 (cases, not keys)
+    random = Random(seed)
     operations = [operation(random) for _ in range(min(OPERATIONS, count))]
     knowledge = [learnt(random) for _ in range(60)]
     left = count

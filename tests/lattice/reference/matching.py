@@ -133,7 +133,7 @@ def admits_word(argument: Argument, word: str) -> bool:
     if argument.kind == "literal":
         return word in argument.values
     if argument.kind == "integer":
-        return word.isascii() and word.isdigit()
+        return word.isascii() and word.removeprefix("-").isdigit()
     if argument.kind == "path":
         return is_path(word)
     return True

@@ -4,6 +4,18 @@ Shared with the product, as given facts that have tests of their own: the tables
 `SENSITIVE` and `PROTECTED`), what `commands.analyse` says of the words of a command, and whether `split_url` takes a
 word of a command for a URL. All else is here a second time and in another way: findings are gathered in the order of
 the eight steps, each step asks its question of everything that the operation touches, and the gravest wins.
+
+Where the specification says nothing, what the product does was taken over, and stands here so that it is said:
+
+- a search, and the directory of a command, may start off the allow list; a word that may be no path is not held to it
+- a path is asked for one thing: blocked, then protected, then not allowed, then sensitive (with the paths, step 4)
+- committing a path by name counts as writing to it
+- a host is asked for one thing: deny, ask, or not on the list; one that asks is not listed
+- a command's host asks for run_bash; a command that is on no list is a matter of step 8, whatever the level
+- a set of commands has plain ones only; `/opt/x/git` is caught by rules for git, and allowed by its own rule or ``*``
+- who is asked by `approve` is not asked again by the trifecta for the same capability; a tool may be asked by both
+- of a tool, an undeclared one asks for nothing else; truth values are no destination
+- a single letter, and a bare number that is not called one, is no destination that a text can name
 """
 
 from __future__ import annotations
@@ -26,9 +38,9 @@ CAPABILITY = {
     "manage_pods": "manage_pods",
 }  # fmt: skip
 ORDER = (
-    "read_files write_files edit_files run_bash glob_search grep_search web_search web_fetch git_commit git_push "
-    "create_pr manage_pods"
-).split()
+    "read_files", "write_files", "edit_files", "run_bash", "glob_search", "grep_search", "web_search", "web_fetch",
+    "git_commit", "git_push", "create_pr", "manage_pods",
+)  # fmt: skip
 STRENGTH = ["namespaces", "gvisor", "qemu", "firecracker"]
 ALL_LEGS = frozenset(("private", "untrusted", "exfiltration", "state"))
 UNDECLARED = Tool("", ALL_LEGS, (), "low_risk", True)
@@ -339,6 +351,8 @@ def trifecta(found: Findings, rules: Rules, asked: Asked, moment: Moment, name: 
 
 # --- step 8 ---
 
+SENDING = ("web_fetch", "web_search", "git_push", "create_pr")  # through a command, low_risk asks
+
 
 def risk(found: Findings, rules: Rules, asked: Asked, moment: Moment) -> None:
     """The table of `nucleus.lattice.decision`."""
@@ -350,7 +364,7 @@ def risk(found: Findings, rules: Rules, asked: Asked, moment: Moment) -> None:
         if low and (asked.command.flags or (asked.command.runs_code and moment.egress)):
             found.ask("low_risk.run_bash", own)
         for name in capabilities(asked)[1:]:
-            if level(rules, name) == "low_risk" and name != "git_commit" and name not in ("read_files", "write_files"):
+            if level(rules, name) == "low_risk" and name in SENDING:
                 found.ask("low_risk." + name, name)
     elif not low:
         return
