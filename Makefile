@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEBIAN := git python3 python3-venv ca-certificates
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-decision prove clean
+.PHONY: help setup demo test check format bench bench-decision bench-agentdojo prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,13 +30,13 @@ test: setup ## the tests; ends with what was skipped and why
 	@$(BIN)/pytest
 
 check: setup ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench demo
-	@$(BIN)/ruff format --check src tests bench demo
+	@$(BIN)/ruff check src tests bench demo proofs
+	@$(BIN)/ruff format --check src tests bench demo proofs
 	@$(BIN)/mypy
 
 format: setup ## ruff format, and the fixes that are safe
-	@$(BIN)/ruff format src tests bench demo
-	@$(BIN)/ruff check --fix src tests bench demo
+	@$(BIN)/ruff format src tests bench demo proofs
+	@$(BIN)/ruff check --fix src tests bench demo proofs
 
 bench: setup ## the figures of the closing notes, against their floors and peers, in one run
 	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
@@ -45,8 +45,11 @@ bench: setup ## the figures of the closing notes, against their floors and peers
 bench-decision: setup ## one decision against cedarpy, regorus, agent-governance-toolkit and casbin
 	@$(BIN)/python -m bench.decision
 
+bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent gets done in each trifecta mode
+	@for mode in static session provenance all; do $(BIN)/python -m bench.agentdojo --mode $$mode || exit 1; done
+
 prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
 	@$(BIN)/python -m proofs
 
 clean: ## remove what the targets made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -1,13 +1,14 @@
 """The tool map: which legs of the trifecta each tool of a suite is, and which of its arguments are destinations.
 
     SUITE:
-      TOOL: {legs: [private, untrusted, exfiltration, state], destination: [ARGUMENT, ...], names: [FIELD, ...]}
+      TOOL: {legs: [private, untrusted, exfiltration, state], destination: [ARGUMENT, ...], names: [FIELD, ...], members: [FIELD, ...]}
 
 A tool that the map does not name is undeclared: it counts as every leg and asks each time. Legs are what the tool can do
 by what it is (its documentation), whatever a task uses it for:
 private (its answer holds the user's own data), untrusted (its answer holds text that others can write),
 exfiltration (what it is given reaches somebody else), state (it changes something outside).
-names (optional): fields of an untrusted tool's answer that only the service or the user sets (`lattice.session`).
+names, members (optional): fields of an untrusted tool's answer that only the service or the user sets, and those in
+which the service names none but the user's own people (`lattice.session`).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _suite(suite: str, tools: object, path: Path) -> dict[str, ToolRule]:
 def _rule(suite: str, tool: str, facts: object, path: Path) -> ToolRule:
     where = f"{path}: {suite}.{tool}"
     facts = _mapping(facts, where)
-    if unknown := set(facts) - {"legs", "destination", "names"}:
+    if unknown := set(facts) - {"legs", "destination", "names", "members"}:
         raise MapError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     legs = 0
     for name in _texts(facts.get("legs", []), f"{where}.legs"):
@@ -91,8 +92,8 @@ def _rule(suite: str, tool: str, facts: object, path: Path) -> ToolRule:
             raise MapError(f"{where}.legs: unknown leg {name!r}; known: {', '.join(cap.LEG_NAMES)}")
         legs |= cap.LEG_NAMES[name]
     destination = tuple(_texts(facts.get("destination", []), f"{where}.destination"))
-    names = tuple(_texts(facts.get("names", []), f"{where}.names"))
-    return ToolRule(f"{server(suite)}/{tool}", legs, destination, cap.ALWAYS, names=names)
+    names, members = (tuple(_texts(facts.get(key, []), f"{where}.{key}")) for key in ("names", "members"))
+    return ToolRule(f"{server(suite)}/{tool}", legs, destination, cap.ALWAYS, names=names, members=members)
 
 
 def _mapping(value: object, where: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nucleus.cli.policy_words import context, flags_of, operation, words_of
+from nucleus.errors import InvalidError
 from nucleus.lattice.exposure import Exposure
 from nucleus.lattice.witness import _plain
 
@@ -33,3 +34,21 @@ def test_a_context_as_options(words: dict[str, object], flags: list[str]) -> Non
     found = context(DEFAULTS | words)
     assert flags_of(found) == [*flags, "--isolation", "namespaces"]
     assert found.seen == Exposure() or words["seen"]
+
+
+@pytest.mark.parametrize(
+    ("line", "argv"),
+    [
+        ("git push origin main", ("git", "push", "origin", "main")),
+        ("git commit -m 'two words'", ("git", "commit", "-m", "two words")),
+        ("make test | tee log", ("sh", "-c", "make test | tee log")),
+        ("make", ("make",)),
+    ],
+)
+def test_a_command_may_be_asked_for_as_one_line(line: str, argv: tuple[str, ...]) -> None:
+    assert operation(["run", line]).argv == argv  # type: ignore[attr-defined]
+
+
+def test_a_line_with_an_open_quote_is_an_error() -> None:
+    with pytest.raises(InvalidError, match="quot"):
+        operation(["run", "echo 'x y"])

@@ -256,7 +256,7 @@ def test_there_are_the_profiles_that_people_know() -> None:
     assert set(profile_names()) == {
         "default", "permissive", "restrictive", "read_only", "filesystem_readonly", "network_only", "web_research",
         "code_review", "edit_only", "local_dev", "codegen", "fix_issue", "release", "demo", "database_client",
-        "pr_review", "pr_approve", "orchestrator",
+        "pr_review", "pr_approve", "orchestrator", "learn",
     }  # fmt: skip
 
 

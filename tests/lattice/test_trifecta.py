@@ -17,7 +17,8 @@ from nucleus.model.decision import Verdict
 ALLOW, ASK, DENY = Verdict.ALLOW, Verdict.ASK, Verdict.DENY
 TABLE = frozenset((
     ToolRule("mail/inbox", cap.PRIVATE | cap.UNTRUSTED, level=cap.ALWAYS),
-    ToolRule("mail/search", cap.PRIVATE | cap.UNTRUSTED, level=cap.ALWAYS, names=("id",)),
+    ToolRule("mail/search", cap.PRIVATE | cap.UNTRUSTED, level=cap.ALWAYS, names=("id", "from")),
+    ToolRule("chat/read", cap.PRIVATE | cap.UNTRUSTED, level=cap.ALWAYS, members=("sender",)),
     ToolRule("mail/send", cap.EXFILTRATION | cap.STATE, ("to", "cc"), cap.ALWAYS),
     ToolRule("mail/delete", cap.STATE, ("id",), cap.ALWAYS),
     ToolRule("book/*", cap.PRIVATE, level=cap.ALWAYS),
@@ -231,6 +232,31 @@ def test_the_record_that_the_users_words_selected(given: dict[str, Any], answer:
     run.did(tool("mail/search", **given), answer)
     assert [id for id in ("7", "8", "9") if run.tool("mail/delete", id=id) is ALLOW] == ([known] if known else [])
     assert run.tool("mail/send", to="mallory@evil.example") is ASK  # a field that nobody vouches for
+
+
+def test_a_field_that_is_no_id_counts_only_where_the_user_quoted_what_selects_it() -> None:
+    mail = {"id": "7", "subject": "Hiking trip", "from": "ben@example.org", "body": "x"}
+    for task, known in (("Answer the mail 'Hiking trip'", True), ("Answer the mail about the hiking trip", False)):
+        run = Run("provenance", task)
+        run.did(tool("mail/search", about="hiking trip"), [mail])
+        assert (run.tool("mail/send", to="ben@example.org") is ALLOW) == known
+        assert run.tool("mail/delete", id="7") is ALLOW
+    # A stranger's mail whose title is a word of the task.
+    run = Run("provenance", "Please answer the mail 'Hiking trip'")
+    run.did(tool("mail/search", about="please"), [{**mail, "subject": "please", "from": "mallory@evil.example"}])
+    assert run.tool("mail/send", to="mallory@evil.example") is ASK
+
+
+def test_members_are_known_from_every_record_that_the_user_asked_for() -> None:
+    run = Run("provenance", "Thank everybody who wrote in 'general'")
+    said = [{"sender": "ann", "body": "zed"}, {"sender": "ben", "body": "mallory@evil.example"}]
+    run.did(tool("chat/read", channel="random"), said)
+    assert run.tool("mail/send", to="ann") is ASK
+    run.did(tool("chat/read", channel="general"), said)
+    assert [to for to in ("ann", "ben", "zed", "mallory@evil.example") if run.tool("mail/send", to=to) is ALLOW] == [
+        "ann",
+        "ben",
+    ]
 
 
 def test_the_answer_of_the_call_that_changes_something_is_still_the_services() -> None:

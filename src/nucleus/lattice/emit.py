@@ -128,6 +128,8 @@ def _tool(rule: ToolRule) -> str:
         parts.append("approve: true")
     if rule.names:
         parts.append(f"names: {_flow(map(_quote, rule.names))}")
+    if rule.members:
+        parts.append(f"members: {_flow(map(_quote, rule.members))}")
     return f"{_quote(rule.name)}: {{{', '.join(parts)}}}"
 
 

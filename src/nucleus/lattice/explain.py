@@ -99,6 +99,7 @@ def _tool(rule: ToolRule) -> dict[str, Any]:
         "level": cap.LEVEL_NAMES[rule.level],
         "approve": rule.approve,
         "names": list(rule.names),
+        "members": list(rule.members),
     }
 
 

@@ -199,6 +199,7 @@ def _declared(rule: ToolRule) -> str:
     legs = ", ".join(name for name, bit in cap.LEG_NAMES.items() if rule.legs & bit)
     text = f"level {cap.LEVEL_NAMES[rule.level]}, legs [{legs}], destination [{', '.join(rule.destination)}]"
     text += f", names [{', '.join(rule.names)}]" if rule.names else ""
+    text += f", members [{', '.join(rule.members)}]" if rule.members else ""
     return text + (", approve" if rule.approve else "")
 
 

@@ -18,7 +18,7 @@ Format, version 1 (docs/policy.md explains it, `schema` is the same for editors;
              and examples: match: [[git, status], git status -s], not_match: [...]
     hosts: {allow: everything|[host or *.parent], ask: [...], deny: [...]}
     tools: {server/tool or server/*: {legs: [private|untrusted|exfiltration|state] *, destination: [argument],
-            level: low_risk, approve: false, names: [field of its answer]}}
+            level: low_risk, approve: false, names: [field of its answer], members: [field]}}
     budget: {limit_usd: "5.00"}                      six decimals at most
     time_window: {duration: 90m, not_before: "2026-01-01T00:00:00Z", not_after: "..."}
     isolation: {floor: namespaces|gvisor|qemu|firecracker}

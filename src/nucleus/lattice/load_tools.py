@@ -14,7 +14,7 @@ from nucleus.lattice.yamltree import Node
 
 _SERVER = frozenset(string.ascii_lowercase + string.digits + "_-")
 _NAME_CHARACTERS = 128  # of a tool; as `validate_operation` has it
-_KEYS = ("legs", "destination", "level", "approve", "names")
+_KEYS = ("legs", "destination", "level", "approve", "names", "members")
 
 
 def tables(reader: Reader, node: Node) -> list[Node]:
@@ -53,7 +53,8 @@ def _rule(reader: Reader, key: Node, node: Node) -> ToolRule:
         legs |= cap.LEG_NAMES[reader.choice(item, "legs", tuple(cap.LEG_NAMES))]
     destination = _words(reader, keys, "destination", "arguments")
     approve = reader.flag(keys["approve"], "approve") if "approve" in keys else False
-    return ToolRule(name, legs, destination, level, approve, _words(reader, keys, "names", "fields of its answer"))
+    names, members = (_words(reader, keys, key, "fields of its answer") for key in ("names", "members"))
+    return ToolRule(name, legs, destination, level, approve, names, members)
 
 
 def _words(reader: Reader, keys: dict[str, Node], key: str, what: str) -> tuple[str, ...]:

@@ -130,6 +130,8 @@ class ToolRule:
         approve: a person must say yes to each call.
         names: of a tool whose answers are untrusted, the fields that only the service or the user sets (ids, say):
             destinations where the user's own words selected the one record that was answered (`session`).
+        members: the same, of fields in which the service names none but the user's own people (the sender of a message
+            in a closed workspace): destinations in every record of an answer that the user's words asked for.
     """
 
     name: str
@@ -138,6 +140,7 @@ class ToolRule:
     level: int = cap.LOW_RISK
     approve: bool = False
     names: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
 
 
 UNDECLARED = ToolRule("", cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION | cap.STATE, (), cap.LOW_RISK, True)
@@ -268,6 +271,7 @@ def leq_tool(a: ToolRule, b: ToolRule) -> bool:
         and (a.approve or not b.approve)
         and b.legs & ~a.legs == 0
         and set(a.names) <= set(b.names)
+        and set(a.members) <= set(b.members)
         # Without a declared destination nothing is ever a known one.
         and (not a.destination or set(a.destination) == set(b.destination))
     )

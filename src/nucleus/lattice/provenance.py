@@ -19,6 +19,7 @@ CAPACITY = 1_048_576  # characters that one session learns
 _BREAKS = str.maketrans(dict.fromkeys("\0\"'`´’‘“”„«»,;()[]{}<>|\\*\u00a0", " "))
 _EDGE = ".:!?…"  # punctuation at a word's end
 _MARK = "@#"  # a mention's sign before a name
+_QUOTES = tuple(tuple(pair) for pair in ("''", '""', "``", "“”", "‘’", "«»", "„“"))
 _NUMBERED = ("id", "number", "no", "nr")  # "ID '13'", "number 13", "#13"
 
 
@@ -68,12 +69,13 @@ class Knowledge:
         task: the user's own words.
     """
 
-    __slots__ = ("_texts", "_used", "_values")
+    __slots__ = ("_task", "_texts", "_used", "_values")
 
     def __init__(self, task: str = "") -> None:
         self._texts: list[tuple[str, str]] = []  # (who said it, its words with a blank around each)
         self._values: dict[str, str] = {}  # words of a whole value -> who said it
         self._used = 0
+        self._task = task.casefold()
         self.learn("the task", task)
 
     def learn(self, origin: str, text: str, besides: frozenset[str] = frozenset()) -> None:
@@ -116,6 +118,11 @@ class Knowledge:
         # A bare number stands in every text with a date: it is named only as the number of something.
         said = [f" {noun} {whole} " for noun in _NUMBERED] if whole.isdigit() else [f" {whole} "]
         return next((origin for origin, text in self._texts if any(needle in text for needle in said)), None)
+
+    def quoted(self, words_of_call: str) -> bool:
+        """Does the task say exactly this in quotation marks?"""
+        said = words_of_call.strip().casefold()
+        return bool(said) and any(f"{before}{said}{after}" in self._task for before, after in _QUOTES)
 
     def unknown(self, destinations: Iterable[str]) -> str | None:
         """The first destination that nobody named, or None when all are known."""

@@ -79,6 +79,7 @@ def _tool() -> dict[str, Any]:
         "level": {**_LEVEL, "default": "low_risk"},
         "approve": {"type": "boolean", "default": False},
         "names": {**_list({**_WORD, "minLength": 1}), "uniqueItems": True},
+        "members": {**_list({**_WORD, "minLength": 1}), "uniqueItems": True},
     }
     return {
         **_object(properties),

@@ -10,7 +10,10 @@
                                           was known itself: what is asked for is not the attacker's choice
     a tool with one, and `names`          the values of those fields, of the one record that the user's words selected:
                                           each argument of the call was known itself, and the record is the only one
-                                          answered, or the only one with a whole value that is such an argument
+                                          answered, or the only one with a whole value that is such an argument; of
+                                          fields that are no ids only where the task has an argument in quotation
+                                          marks: a word of it could be anybody's title
+    a tool with one, and `members`        the values of those fields in every record, where each argument was known
     read, glob, grep                      all words, where the user vouches for the workspace and the agent has not
                                           written to it
 
@@ -122,14 +125,15 @@ class Session:
             for value in _lines(data) if isinstance(data, str) else (*values(data), *_keys(data)):
                 self._knowledge.learn_value(origin, value, own)
             return
-        names = _names(rules) if asked else []
-        record = _selected(_records(data), given) if names else None
-        if record is None:
+        if not asked:
             return
-        own = self._own_words(operation)
-        for name in names:
-            for value in values(record.get(name)):
-                self._knowledge.learn_value(source_of(operation), value, own)
+        own, origin, records = self._own_words(operation), source_of(operation), _records(data)
+        exact = any(self._knowledge.quoted(value) for value in given)
+        record = _selected(records, given) or {}
+        vouched = [record.get(name) for name in _vouched(rules, "names") if exact or _is_id(name)]
+        vouched += [one.get(name) for name in _vouched(rules, "members") for one in records]
+        for value in values(vouched):
+            self._knowledge.learn_value(origin, value, own)
 
     def _own_words(self, operation: Any) -> frozenset[str]:
         """The words of its arguments that nobody else has named."""
@@ -138,10 +142,14 @@ class Session:
         return frozenset(word for value in unknown for word in words(value))
 
 
-def _names(rules: tuple[ToolRule, ...]) -> list[str]:
+def _vouched(rules: tuple[ToolRule, ...], key: str) -> list[str]:
     """The fields that each of the policy's tables vouches for."""
-    first, *others = rules
-    return [name for name in first.names if all(name in rule.names for rule in others)]
+    first, *others = (getattr(rule, key) for rule in rules)
+    return [name for name in first if all(name in fields for fields in others)]
+
+
+def _is_id(name: str) -> bool:
+    return name.strip("_").lower() == "id" or name.lower().rstrip("_").endswith("_id")
 
 
 def _given(rules: tuple[ToolRule, ...], arguments: dict[str, Any]) -> list[str]:
