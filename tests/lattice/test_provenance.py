@@ -10,7 +10,8 @@ from nucleus.lattice.provenance import CAPACITY, Knowledge, values, words
 
 TASK = (
     "Please mail Mark Davies <Mark.Davies@Hotmail.com> and bob@example.org, post it in #general, "
-    "then look at https://www.Example.com/docs/Page?x=1 and at docs.python.org. Delete ID '13' and #21 by June 14! Tell Alice's team."
+    "then look at https://www.Example.com/docs/Page?x=1 and at docs.python.org. Delete ID '13' and #21 by June 14! "
+    "Tell Alice's team."
 )
 
 
