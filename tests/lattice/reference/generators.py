@@ -20,6 +20,7 @@ from nucleus.lattice.policy import FLOORS, Argument, CommandRule, Policy, TimeWi
 from nucleus.lattice.provenance import Knowledge
 from nucleus.model.operation import ADAPTER, Base
 from nucleus.validate import validate_operation
+from nucleus.validate.paths import validate_glob
 
 from . import facts as f
 
@@ -101,10 +102,18 @@ def path(random: Random) -> str:
     return random.choice(("", "", "", "", "./", "c/../", "/workspace/", "././")) + text + random.choice(("", "", "/"))
 
 
-def glob(random: Random) -> str:
-    while disputed(found := once(any_glob(random))):
-        pass
-    return found
+def glob(random: Random, allow: bool = False) -> str:
+    """What a policy file may hold; in an allow list `load_lists` makes ``/name`` of ``./name``."""
+    while True:
+        found = once(any_glob(random))
+        try:
+            validate_glob("glob", found)
+        except InvalidError:
+            continue
+        if disputed(found):
+            continue
+        plain = "/" not in found.rstrip("/") and "**" not in found
+        return f"/{found}" if allow and plain and random.random() < 0.2 else found
 
 
 def once(glob: str) -> str:
@@ -134,7 +143,7 @@ def any_glob(random: Random) -> str:
         return random.choice(SENSITIVE)
     depth = random.choice((1, 1, 1, 2, 2, 3))
     names = [random.choice(NAMES if random.random() < 0.5 else NAME_GLOBS) for _ in range(depth)]
-    return random.choice(("", "", "", "", "**/", "/")) + "/".join(names) + random.choice(("", "", "/", "/**"))
+    return random.choice(("", "", "", "", "**/")) + "/".join(names) + random.choice(("", "", "/", "/**"))
 
 
 def url(random: Random) -> str:
@@ -194,7 +203,7 @@ def rules(random: Random) -> f.Rules:
         duration=random.choice((60 * NS, 3600 * NS, 3600 * NS)),
         not_before=start,
         not_after=random.choice((None, None, None, 1020 * NS, 5000 * NS)),
-        paths_allow=allow(random, lambda: glob(random), 0.6),
+        paths_allow=allow(random, lambda: glob(random, allow=True), 0.6),
         paths_block=tuple(dict.fromkeys(glob(random) for _ in range(random.choice((0, 1, 2, 5))))),
         commands_allow=allow(random, lambda: command_rule(random), 0.3),
         commands_ask=some(random, [command_rule(random) for _ in range(4)], 2),
