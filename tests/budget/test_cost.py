@@ -12,7 +12,7 @@ from nucleus.limits import LIMITS
 
 KINDS = {
     "read", "write", "edit", "glob", "grep", "run", "git_status", "git_diff", "git_commit", "web_fetch", "web_search",
-    "git_push", "create_pr", "manage_pods",
+    "git_push", "create_pr", "manage_pods", "tool",
 }  # fmt: skip
 SECOND = 1_000_000_000
 

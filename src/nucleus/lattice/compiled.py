@@ -50,7 +50,10 @@ class Rules:
     def _grouped(self, program: str) -> tuple[Entry, ...]:
         found = self._group.get(program)
         # python3.11 is an interpreter as python3 is.
-        return self._group.get(program.rstrip("0123456789."), ()) if found is None else found
+        if found is None:
+            stem = program.rstrip("0123456789.")
+            return self._group.get(stem, ()) if stem in tables.VERSIONED else ()
+        return found
 
     def of(self, program: str) -> tuple[Entry, ...]:
         """The rules that name `program`; whether they fit its arguments is the caller's question."""

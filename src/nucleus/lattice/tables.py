@@ -21,6 +21,8 @@ INTERPRETERS = _words(
     "julia guile racket scheme sbcl clisp erl elixir iex ghc runghc ocaml scala kotlin groovy jshell java pwsh"
 )
 
+VERSIONED = INTERPRETERS | SHELLS  # programs that are also called by name and version
+
 # Options by which an interpreter takes code from its command line.
 CODE_OPTIONS: dict[str, tuple[str, ...]] = {
     "python": ("-c",), "perl": ("-e", "-E"), "ruby": ("-e",), "node": ("-e", "--eval", "-p", "--print"),
