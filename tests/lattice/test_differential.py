@@ -19,6 +19,8 @@ from reference.mutants import MUTANTS, Mutant, found
 
 from nucleus.lattice import Context, decide, parse_policy
 from nucleus.lattice import capability as cap
+from nucleus.lattice.commands import analyse
+from nucleus.lattice.policy import CommandRule
 from nucleus.model import operation as ops
 
 SEEDS, CASES = range(40), 2500  # 100 000 cases
@@ -110,6 +112,21 @@ def test_a_name_with_two_stars_is_blocked_at_any_depth(glob: str) -> None:
 @pytest.mark.parametrize("program", ["git2", "rm2", "go1.22"])
 def test_only_an_interpreter_has_a_version(program: str) -> None:
     assert rule_of("capabilities: {run_bash: low_risk}\n", ops.Run(argv=(program, "x"))) == "commands.allow"
+
+
+@pytest.mark.xfail(strict=True, reason="a set lists names with a version that the analysis of commands does not know")
+@pytest.mark.parametrize("shell", ["zsh5", "ksh93", "bash5"])
+def test_a_shell_with_a_version_is_a_shell(shell: str) -> None:
+    assert rule_of("capabilities: {run_bash: low_risk}\n", ops.Run(argv=(shell, "-c", "git push"))) in (
+        "capabilities.git_push", "commands.allow",
+    )  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="a set lists names with a version that the analysis of commands does not know")
+@pytest.mark.parametrize("program", ["node18", "tclsh8.6", "julia1.9"])
+def test_an_interpreter_with_a_version_runs_code(program: str) -> None:
+    assert CommandRule(group="interpreters").names(program)
+    assert analyse((program, "x")).runs_code
 
 
 @pytest.mark.parametrize("glob", ["src/**", "**/secret**", "secret**", "a**b/"])

@@ -49,7 +49,9 @@ PEOPLE = (
     "localhost http://localhost/"
 ).split()  # fmt: skip
 PEOPLE += ["Alice Smith", "Alice  Smith", "(bob@x.org)", "bob@x.org, eve@e.org", "the 13 of June", "ｂｏｂ", "", " "]
-FILLERS = "send the report to and then merge into please look at mail channel id number no for . , : ! (thanks)".split()
+FILLERS = (
+    "send the report to and then merge into please look at mail channel id number no 13 7 for . , : ! (thanks)".split()
+)
 SERVERS, TOOLS = ("mail", "cal", "db"), ("send", "read", "search", "add")
 FIELDS = ("to", "cc", "id", "text")
 LEGS = ("private", "untrusted", "exfiltration", "state")
@@ -59,7 +61,8 @@ WRAPPERS = [
 ]  # fmt: skip
 PROGRAMS = (
     "ls cat git rm cp touch grep find sed tar make python3 python3.11 node bash sh curl wget gh ssh npm cargo "
-    "./build.sh src/tool.py /usr/bin/git /opt/x psql unknown tee mv vim docker pytest echo go pip"
+    "./build.sh src/tool.py /usr/bin/git /opt/x psql unknown tee mv vim docker pytest echo go pip git2 "
+    "rm2 go1.22 node18 wget2 lua5.4"
 ).split()
 WORDS = (
     "push commit remote status log show -m -f -rf -v --force -c --output=x 5 12 0 -1 x word origin main install "
@@ -259,6 +262,10 @@ def policy_of(given: f.Rules) -> Policy:
 def destination(random: Random) -> Any:
     """What a tool's argument may hold."""
     style = random.random()
+    if style < 0.15:
+        return random.choice(("13", "7", 13, 7, "#13", "number 7"))
+    if style < 0.3:
+        return [random.choice(PEOPLE) for _ in range(random.randint(2, 3))]
     if style < 0.6:
         return spelled(random, random.choice(PEOPLE))
     if style < 0.75:
