@@ -57,9 +57,8 @@ class Host:
         await asyncio.gather(*(self._one(server, stopped, settled) for server in servers))
 
     async def _one(self, server: ServerConfig, stopped: asyncio.Event, settled: Any) -> None:
-        from mcp.client.stdio import StdioServerParameters, stdio_client
-
         from mcp import ClientSession
+        from mcp.client.stdio import StdioServerParameters, stdio_client
 
         how = StdioServerParameters(command=server.command, args=list(server.args), env=_environment(server))
         told = False
