@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import re2
 
+from nucleus.globs import anchored
 from nucleus.hands.protocol import HandsError
 
 MAX_MEM = 8 << 20  # bytes of one automaton; a smaller cap backfires (reference measurements)
@@ -51,19 +52,15 @@ class Exclude:
 
     def __init__(self, globs: tuple[str, ...], *, ignore_case: bool = True) -> None:
         names: list[str] = []
-        anchored: list[str] = []
-        for text in globs:
-            while text.endswith(("/", "/**")):
-                text = text.removesuffix("/**").rstrip("/")
-            text = text.removeprefix("./")
-            if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
-                text = text[3:]
-            if "/" in text or "**" in text:
-                anchored.append(text.lstrip("/"))
+        rooted: list[str] = []
+        for glob in globs:
+            text = anchored(glob)
+            if text[0] == "/":
+                rooted.append(text[1:])
             else:
                 names.append(text)
         self._names = Glob(tuple(names), ignore_case=ignore_case) if names else None
-        self._anchored = Glob(tuple(anchored), ignore_case=ignore_case) if anchored else None
+        self._anchored = Glob(tuple(rooted), ignore_case=ignore_case) if rooted else None
 
     def matches(self, path: str) -> bool:
         """Whether a glob matches this very path (not only a directory above it)."""

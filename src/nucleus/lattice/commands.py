@@ -20,6 +20,7 @@ from nucleus.validate.paths import collapse
 _DEPTH = 8
 _SEPARATORS = str.maketrans(dict.fromkeys(";&|()<>$`\"'{}\n\r\t=!\\", " "))
 _SCANNED_WORDS = 400
+_RUNS_TEXT = t.INTERPRETERS | t.SHELLS
 # Long options of git that can run something, and every abbreviation of theirs.
 _GIT_LONG = frozenset(
     name[:end] for name in t.GIT_SUBCOMMAND_ESCAPES if name.startswith("--") for end in range(3, len(name) + 1)
@@ -250,7 +251,7 @@ def _scan_shell(command: Command, text: str, cwd: str) -> None:
         if program == "git" or program.startswith("git-"):
             rest = words[index + 1 : index + 12]
             _git(command, (program.removeprefix("git-"), *rest) if program != "git" else rest, cwd, "git")
-        elif program in t.NETWORK or program in t.INTERPRETERS or program in t.SHELLS or program in t.OPAQUE_WRAPPERS:
+        elif program in t.NETWORK or program in t.OPAQUE_WRAPPERS or t.unversioned(program) in _RUNS_TEXT:
             command.layers.append(Layer(program, words[index + 1 : index + 12]))
             _needs(command, program, words[index + 1 : index + 12])
         elif "-" in program or program.isalnum() or "_" in program:

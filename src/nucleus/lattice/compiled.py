@@ -51,8 +51,7 @@ class Rules:
         found = self._group.get(program)
         # python3.11 is an interpreter as python3 is.
         if found is None:
-            stem = program.rstrip("0123456789.")
-            return self._group.get(stem, ()) if stem in tables.VERSIONED else ()
+            return self._group.get(tables.unversioned(program), ())
         return found
 
     def of(self, program: str) -> tuple[Entry, ...]:

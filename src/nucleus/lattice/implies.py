@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
+from nucleus.globs import anchored
 from nucleus.lattice import tables
 from nucleus.lattice.paths import path_set
 from nucleus.lattice.policy import Argument, CommandRule
@@ -22,20 +23,14 @@ _SPECIAL = frozenset("*?[")
 
 def canonical_glob(glob: str, *, fold: bool = False) -> str:
     """One spelling of globs that mean the same to `paths.PathSet`."""
-    text = glob.casefold() if fold else glob
-    while text.endswith(("/", "/**")):
-        text = text.removesuffix("/**").rstrip("/")
-    text = text.removeprefix("./")
-    if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
-        text = text[3:]
-    return text
+    return anchored(glob.casefold() if fold else glob)
 
 
 def glob_covered(glob: str, globs: frozenset[str], *, fold: bool = False) -> bool:
     """Do `globs`, as one list, cover whatever `glob` covers?"""
     text = canonical_glob(glob, fold=fold)
     others, names = _spelled(globs, fold)
-    if text in others or "**" in others:
+    if text in others or "/**" in others:
         return True
     parts = text.lstrip("/").split("/")
     # A name at any depth covers every path that it stands in.
@@ -55,7 +50,7 @@ def glob_covered(glob: str, globs: frozenset[str], *, fold: bool = False) -> boo
 def _spelled(globs: frozenset[str], fold: bool) -> tuple[frozenset[str], frozenset[str]]:
     """The canonical globs, and those of them that are a name at any depth."""
     others = frozenset(canonical_glob(glob, fold=fold) for glob in globs)
-    return others, frozenset(glob for glob in others if "/" not in glob and "**" not in glob)
+    return others, frozenset(glob for glob in others if "/" not in glob)
 
 
 def _name_covered(part: str, names: frozenset[str]) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from nucleus.globs import anchored
+
 # Tokens of the automaton.
 _SET, _STAR, _DIRS, _DIRS_INSIDE, _GLOBSTAR = range(5)
 
@@ -180,16 +182,11 @@ class PathSet:
             self._tails.setdefault(text[-self._key :], []).append((text, glob))
 
     def _add(self, glob: str) -> None:
-        text = glob.casefold() if self._fold else glob
-        while text.endswith(("/", "/**")):
-            text = text.removesuffix("/**").rstrip("/")
-        text = text.removeprefix("./")
-        if text.startswith("**/") and "/" not in text[3:] and text[3:] != "**":
-            text = text[3:]
-        if "/" in text or "**" in text:
+        text = anchored(glob.casefold() if self._fold else glob)
+        if text[0] == "/":
             last = text.rpartition("/")[2]
             same = self._anchored if _SPECIAL & set(last) else self._ending.setdefault(last, [])
-            same.append((text.lstrip("/"), glob))
+            same.append((text[1:], glob))
         elif not _SPECIAL & set(text):
             self._literal.setdefault(text, glob)
         elif not _SPECIAL & set(text[1:]) and text[0] == "*":

@@ -77,11 +77,7 @@ class CommandRule:
 
     def names(self, program: str) -> bool:
         if self.group:
-            if program in tables.SETS[self.group]:
-                return True
-            # python3.11 is an interpreter as python3 is; git2 is nobody's git.
-            stem = program.rstrip("0123456789.")
-            return stem in tables.VERSIONED and stem in tables.SETS[self.group]
+            return program in tables.SETS[self.group] or tables.unversioned(program) in tables.SETS[self.group]
         return self.program in ("*", program)
 
     def admits(self, program: str, args: tuple[str, ...]) -> bool:

@@ -21,7 +21,14 @@ INTERPRETERS = _words(
     "julia guile racket scheme sbcl clisp erl elixir iex ghc runghc ocaml scala kotlin groovy jshell java pwsh"
 )
 
-VERSIONED = INTERPRETERS | SHELLS  # programs that are also called by name and version
+_VERSIONED = INTERPRETERS | SHELLS
+
+
+def unversioned(program: str) -> str:
+    """`python3.11` and `bash5` by the name that the tables know them by; `git2` is nobody's git, and stays."""
+    stem = program.rstrip("0123456789.")
+    return stem if stem in _VERSIONED else program
+
 
 # Options by which an interpreter takes code from its command line.
 CODE_OPTIONS: dict[str, tuple[str, ...]] = {

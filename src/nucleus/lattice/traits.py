@@ -23,7 +23,7 @@ class Trait:
     def __init__(self, program: str) -> None:
         self.family = _family(program)
         self.interpreter = self.family in t.INTERPRETERS
-        self.shell = program in t.SHELLS
+        self.shell = self.family in t.SHELLS
         self.wrapper = program == "env" or program in t.TRANSPARENT or program in t.OPAQUE_WRAPPERS
         self.reader = program in t.READERS
         self.writer = program in t.WRITERS
@@ -57,9 +57,5 @@ def trait_of(program: str) -> Trait:
 
 def _family(program: str) -> str:
     """`python3.11` is `python3`'s family `python`; others are their own."""
-    stem = program.rstrip("0123456789.")
-    if stem in ("python", "pypy"):
-        return "python"
-    if stem in ("perl", "ruby", "lua", "php") or program == "nodejs":
-        return "node" if program == "nodejs" else stem
-    return program
+    name = t.unversioned(program)
+    return {"pypy": "python", "nodejs": "node"}.get(name, name)

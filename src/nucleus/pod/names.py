@@ -32,6 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nucleus.errors import SandboxError
+from nucleus.globs import anchored
 from nucleus.kernel import syscalls
 from nucleus.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from nucleus.pod import gitconfig
@@ -56,17 +57,14 @@ def matcher(globs: list[str]) -> Match:
     from nucleus.lattice.paths import PathSet, glob_match  # weight: only a compartment with a workspace matches
 
     names: list[str] = []
-    anchored: list[tuple[str, str]] = []  # (its last part when that is literal, the glob)
+    rooted: list[tuple[str, str]] = []  # (its last part when that is literal, the glob)
     for glob in globs:
-        text = glob.casefold()
-        while text.endswith(("/", "/**")):
-            text = text.removesuffix("/**").rstrip("/")
-        text = text.removeprefix("./")
-        if "/" not in text.removeprefix("**/") and "**" not in text.removeprefix("**/"):
+        text = anchored(glob.casefold())
+        if text[0] != "/":
             names.append(glob)
         else:
             last = text.rpartition("/")[2]
-            anchored.append(("" if set("*?[") & set(last) else last, text.lstrip("/")))
+            rooted.append(("" if set("*?[") & set(last) else last, text[1:]))
     by_name = PathSet(tuple(names), True)
     seen: dict[str, bool] = {}
 
@@ -76,7 +74,7 @@ def matcher(globs: list[str]) -> Match:
         found = seen.get(name)
         if found is None:
             found = seen[name] = by_name.find(name) is not None
-        return found or any(last in ("", name) and glob_match(glob, path) for last, glob in anchored)
+        return found or any(last in ("", name) and glob_match(glob, path) for last, glob in rooted)
 
     return match
 

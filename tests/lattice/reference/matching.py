@@ -107,7 +107,8 @@ def listed_host(lists: str | tuple[tuple[str, ...], ...], host: str) -> bool:
 def names_program(rule: Rule, program: str) -> bool:
     if rule.group:
         bare = program.rstrip("0123456789.")  # python3.11 is an interpreter as python3 is
-        return program in tables.SETS[rule.group] or bare in tables.SETS[rule.group] & tables.INTERPRETERS
+        versioned = tables.SETS[rule.group] & (tables.INTERPRETERS | tables.SHELLS)
+        return program in tables.SETS[rule.group] or bare in versioned
     return rule.program in ("*", program)
 
 

@@ -1,0 +1,30 @@
+"""What a policy's glob is anchored to: one answer for the lattice, for hands and for the walk over a workspace.
+
+Relies on nothing (hands runs it inside the pod). Does not: match; each place has the matcher that suits it.
+"""
+
+from __future__ import annotations
+
+
+def anchored(glob: str) -> str:
+    """One spelling of globs that cover the same: ``/pattern`` starts at the root, anything else is a name at any depth.
+
+    Without a slash (a trailing one aside) a glob means a name at any depth; with one it starts at the root of the
+    workspace. A glob that matches a directory covers everything below it, so ``src/**`` is ``/src``; and a name behind
+    ``**/`` is that name. A name with ``**`` in it crosses directories from wherever it begins (``/**/a**b``).
+    """
+    at_root = "/" in glob.rstrip("/")
+    text = glob.removeprefix("./")
+    while text.endswith(("/", "/**")):
+        text = text.removesuffix("/**").rstrip("/")
+    text = text.lstrip("/")
+    if text in ("", "."):
+        return "/**"
+    rest = text
+    while rest.startswith("**/"):
+        rest = rest[3:]
+    if at_root and rest == text:
+        return f"/{text}"
+    if "/" not in rest and "**" not in rest:
+        return rest
+    return f"/**/{rest}" if rest.strip("*") else "/**"
