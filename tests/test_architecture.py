@@ -12,7 +12,9 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "nucleus"
 # Lower number = lower floor; a room may import its own floor's entries named here and anything below.
 # lattice reads URLs and paths with the parsers of validate: a second one could disagree.
 PURE = {"model": 1, "validate": 2, "approval": 2, "budget": 2, "audit": 2, "sanitize": 2, "lattice": 3, "gate": 4}
-SHELL = {"kernel", "identity", "store", "hands", "pod", "authority", "server", "sdk", "cli", "mcp", "testing"}
+SHELL = {
+    "kernel", "identity", "store", "hands", "pod", "network", "authority", "server", "sdk", "cli", "mcp", "testing",
+}  # fmt: skip
 GROUND = {"errors", "limits", "frames", "globs"}
 IMPURE_MODULES = {
     "os", "socket", "subprocess", "time", "random", "secrets", "asyncio", "ctypes", "select", "selectors", "signal",
