@@ -105,14 +105,6 @@ class World:
         finally:
             writer.close()
 
-    async def _gateway(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = HttpConnection(AsyncioStream(reader, writer), self.decide, **self.kwargs)
-        self.connections.append(connection)
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        await connection.serve()
-
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -801,6 +793,102 @@ def test_the_allowance_is_asked_for_and_ends_the_exchange() -> None:
             assert reply.startswith(b"HTTP/1.1 403 ")
             assert body_of(reply)["kind"] == "network.limit"
             assert world.done[2].up == 0
+
+    run(body)
+
+
+# --- inside TLS ---
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    path = tmp_path_factory.mktemp("network-tls") / "both.pem"
+    made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1")
+    names = ("-subj", "/CN=api.example.com", "-addext", "subjectAltName=DNS:api.example.com")
+    subprocess.run([*made, *names, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("how", ["whole", "refused", "cut", "sse", "breaks off"])
+def test_terminated_tls_on_both_sides(certificate: Path, how: str) -> None:
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(certificate)
+    theirs = ssl.create_default_context(cafile=f"{certificate}.crt")
+    big = os.urandom(2_000_000)
+
+    async def body() -> None:
+        done: list[Exchange] = []
+        connections: list[HttpConnection] = []
+
+        async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while True:
+                    await read_request(reader)
+                    if how == "whole":
+                        writer.write(answer(big))
+                    elif how == "breaks off":
+                        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello")
+                        await writer.drain()
+                        return
+                    else:
+                        writer.write(SSE + b"data: hello\n\n")
+            except (asyncio.IncompleteReadError, OSError):
+                pass
+            finally:
+                writer.close()
+
+        async def open_upstream() -> AsyncioStream:
+            port = outer.sockets[0].getsockname()[1]
+            pair = await asyncio.open_connection("127.0.0.1", port, ssl=theirs, server_hostname="api.example.com")
+            return AsyncioStream(*pair)
+
+        async def decide(head: Head) -> Allowed | Refused:
+            if how == "refused":
+                return Refused(403, "denied", "no")
+            return Allowed(open=open_upstream, done=done.append)
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            where = {"expected": ("api.example.com", 443), "default_port": 443}
+            connections.append(HttpConnection(AsyncioStream(reader, writer), decide, **where))  # type: ignore[arg-type]
+            await connections[-1].serve()
+
+        outer = await asyncio.start_server(upstream, "127.0.0.1", 0, ssl=ours)
+        inner = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=ours)
+        port = inner.sockets[0].getsockname()[1]
+        pair = await asyncio.open_connection("127.0.0.1", port, ssl=theirs, server_hostname="api.example.com")
+        client = Client(*pair)
+        await client.send(get(close=False))
+        if how == "refused":
+            assert b"403" in (await client.reply())[0]
+        elif how == "whole":
+            for _ in range(2):
+                assert (await client.reply())[1] == big
+                await client.send(get(close=False))
+            assert (await client.reply())[1] == big
+        elif how == "breaks off":
+            with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+                await client.reply()
+        else:
+            await client.reader.readuntil(b"data: hello\n\n\r\n")
+            exchange = connections[-1].exchange
+            assert exchange is not None
+            if how == "cut":
+                exchange.cut()
+                with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+                    await client.reader.readexactly(1)
+            else:
+                exchange.stop("budget_exhausted", "used up")
+                assert b"event: error" in await client.rest()
+        client.writer.transport.abort()
+        await asyncio.sleep(0.05)
+        if how in ("cut", "sse", "breaks off"):
+            assert [item.ended for item in done] == ["failed" if how == "breaks off" else "cut"]
+        for server in (inner, outer):
+            server.close()
+            await server.wait_closed()
 
     run(body)
 
