@@ -24,6 +24,7 @@ class Limits:
     content_bytes: int = 8_388_608  # one write or edit
     read_bytes: int = 8_388_608  # one read reply
     output_bytes: int = 1_048_576  # stdout, and stderr, of one command each
+    connection_bytes: int = 16_777_216  # of a connection, both ways, before its gate is asked for more
     message_bytes: int = 16_384  # commit messages, pull-request bodies
     result_count: int = 1_000  # glob and grep results, default and ceiling
     line_bytes: int = 4_096  # one grep line as returned

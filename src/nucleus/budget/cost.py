@@ -4,7 +4,8 @@
 |-------------------|---------------------------------|------------------------------------------------------|
 | command execution | base + per second begun         | run, git_status, git_diff, git_commit                |
 | file I/O          | per KB begun, read or written   | read, write, edit                                    |
-| network request   | per request                     | web_fetch, web_search, git_push, create_pr, manage_pods |
+| network request   | per request                     | web_search, git_push, create_pr, manage_pods, tool   |
+| network transfer  | per request + per KB begun      | connect, web_fetch                                   |
 | search            | per result                      | glob, grep                                           |
 
 Promises: `actual` never exceeds `upper_bound` for the same operation, as long as what was measured is within the bounds
@@ -27,7 +28,8 @@ NS_PER_S = 1_000_000_000
 GIT_DEADLINE_MS = LIMITS.search_timeout_ms + 5 * (LIMITS.grace_ns // 1_000_000)
 _COMMANDS = frozenset({"run", "git_status", "git_diff", "git_commit"})
 _FILES = frozenset({"read", "write", "edit"})
-_NETWORK = frozenset({"web_fetch", "web_search", "git_push", "create_pr", "manage_pods", "tool"})
+_TRANSFERS = frozenset({"connect", "web_fetch"})
+_NETWORK = frozenset({"web_search", "git_push", "create_pr", "manage_pods", "tool"})
 _SEARCHES = frozenset({"glob", "grep"})
 
 
@@ -46,6 +48,7 @@ class CostModel:
     command_second: int = 50
     file_kb: int = 1
     network_request: int = 500
+    network_kb: int = 1
     search_result: int = 2
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ def upper_bound(
         return _sum(model.command_base, model.command_second * _ceil(deadline_ns, NS_PER_S))
     if kind in _FILES:
         return _sum(model.file_kb * max(1, _ceil(bytes_in + max_bytes, KB)))
+    if kind in _TRANSFERS:
+        return _sum(model.network_request, model.network_kb * _ceil(bytes_in + max_bytes, KB))
     if kind in _NETWORK:
         return model.network_request
     if kind in _SEARCHES:
@@ -111,6 +116,8 @@ def actual(
         return _sum(model.command_base, model.command_second * _ceil(duration_ns, NS_PER_S))
     if kind in _FILES:
         return _sum(model.file_kb * max(1, _ceil(bytes_moved, KB)))
+    if kind in _TRANSFERS:
+        return _sum(model.network_request, model.network_kb * _ceil(bytes_moved, KB))
     if kind in _NETWORK:
         return model.network_request
     if kind in _SEARCHES:

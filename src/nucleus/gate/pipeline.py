@@ -46,12 +46,13 @@ from nucleus.lattice.session import Session
 from nucleus.limits import LIMITS
 from nucleus.model.decision import Decision, Verdict
 from nucleus.model.grant import mint
-from nucleus.model.operation import Base, CallTool, Run, operation_hash
+from nucleus.model.operation import Base, CallTool, Run, WebFetch, operation_hash
 from nucleus.model.principal import Principal
 from nucleus.model.receipt import Approval, Meter, Outcome, Redirect, Reply
 from nucleus.sanitize import sanitize
 
 Steps = Generator[fx.Effect, Any, Reply]
+REDIRECTS = 5  # of one fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,12 @@ class Gate:
     """What the pipeline knows of its pod.
 
     Args:
-        egress: the pod has a gateway that can carry egress operations.
+        egress: the kinds of egress operations that the pod's gateway carries; none without one.
         tools: external tools are attached.
         session: what this session has seen, and which destinations it knows; fed here, read by the decision.
     """
 
-    egress: bool = False
+    egress: frozenset[str] = frozenset()
     session: Session | None = None
     tools: bool = False
 
@@ -119,7 +120,7 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
     state.decision = decision = yield fx.Decide(operation)
     if decision.verdict is Verdict.DENY:
         raise DeniedError(decision.reason, rule=decision.rule, next_step=decision.next_step)
-    if operation.egress and not gate.egress:
+    if operation.egress and _kind(state) not in gate.egress:
         # Decided, and nobody is asked for what cannot be carried.
         raise NoEgressError("no egress in this pod", rule="pod.egress")
     if isinstance(operation, CallTool) and not gate.tools:
@@ -191,24 +192,27 @@ def _carry_out(state: _State, session: Session | None, operation: Base, token: s
 
 
 def _execute(state: _State, session: Session | None, operation: Base) -> Generator[fx.Effect, Any, Outcome]:
-    """Step 7, and once more for the name that a symlink resolved to."""
+    """Step 7, and once more for the name that a symlink resolved to, or each URL that a server redirects to."""
     if session is not None:
         session.before(operation)
     result = yield fx.Execute(mint(operation), operation, state.meter)
-    if isinstance(result, Outcome):
-        if session is not None:
-            session.after(operation, result.result)
-        return result
-    assert isinstance(result, Redirect)
-    target = yield fx.Validate(_redirected(operation, result))
-    decision: Decision = yield fx.Decide(target)
-    state.context["resolved"] = result.resolved
-    # A human approved the name that was shown, not what it points to: anything but allow ends here.
-    if decision.verdict is not Verdict.ALLOW:
-        state.decision = decision
-        raise DeniedError(f"{decision.reason} (through a symlink)", rule=decision.rule, next_step=decision.next_step)
-    result = yield fx.Execute(mint(target), target, state.meter)
+    target = operation
+    hops, how = (REDIRECTS, "a redirect") if isinstance(operation, WebFetch) else (1, "a symlink")
+    for _ in range(hops):
+        if isinstance(result, Outcome):
+            break
+        assert isinstance(result, Redirect)
+        target = yield fx.Validate(_redirected(target, result))
+        decision: Decision = yield fx.Decide(target)
+        state.context["resolved"] = result.resolved
+        # A human approved the name that was shown, not what it points to: anything but allow ends here.
+        if decision.verdict is not Verdict.ALLOW:
+            state.decision = decision
+            raise DeniedError(f"{decision.reason} (through {how})", rule=decision.rule, next_step=decision.next_step)
+        result = yield fx.Execute(mint(target), target, state.meter)
     if not isinstance(result, Outcome):
+        if isinstance(operation, WebFetch):
+            raise OperationError(f"more than {REDIRECTS} redirects", rule="network.redirects")
         raise OperationError("the path keeps changing", rule="paths.race")
     if session is not None:
         session.after(target, result.result)
@@ -294,6 +298,8 @@ def _kind(state: _State) -> str:
 
 def _redirected(operation: Base, redirect: Redirect) -> dict[str, Any]:
     raw = operation.model_dump(mode="json")
+    if isinstance(operation, WebFetch) and redirect.field == "url":
+        return {**raw, "url": redirect.resolved, **redirect.changes}
     if redirect.field not in operation.path_fields or not isinstance(raw.get(redirect.field), str):
         raise OperationError("a symlink is in the way", rule="paths.symlink")
     return {**raw, redirect.field: redirect.resolved}
@@ -356,6 +362,10 @@ def _summary(outcome: Outcome | None, failure: NucleusError | None) -> dict[str,
         "truncated",
         "withheld",
         "is_error",
+        "up",
+        "down",
+        "ended",
+        "content_type",
     )
     return {"status": "ok", **{name: outcome.result[name] for name in kept if name in outcome.result}}
 
@@ -363,7 +373,7 @@ def _summary(outcome: Outcome | None, failure: NucleusError | None) -> dict[str,
 def _upper_bound(operation: Base) -> int:
     timeout_ms = operation.timeout_ms if isinstance(operation, Run) else 0
     limit = int(getattr(operation, "limit", 0))
-    return cost_model.upper_bound(
+    return int(getattr(operation, "upper", 0)) + cost_model.upper_bound(
         str(getattr(operation, "kind", "")),
         timeout_ms=timeout_ms,
         bytes_in=sum(len(str(getattr(operation, name, "")).encode("utf-8", "surrogatepass")) for name in _BULKY),
@@ -380,6 +390,11 @@ def _max_bytes(operation: Base) -> int:
         return LIMITS.content_bytes
     if kind == "run":
         return 2 * LIMITS.output_bytes
+    if kind == "connect":
+        return LIMITS.connection_bytes
+    if kind == "web_fetch":
+        # What comes back is counted as it is given to the agent; raw bytes are a third longer in base64.
+        return 2 * int(getattr(operation, "limit", 0))
     return 0
 
 
@@ -391,4 +406,4 @@ def _actual(operation: Base, state: _State) -> int:
         bytes_moved=state.meter.bytes_moved,
         matches=state.meter.matches,
     )
-    return min(state.reserved, measured)
+    return min(state.reserved, measured + state.meter.extra)

@@ -22,6 +22,7 @@ git_commit              | always: it stays in the pod
 web_fetch               | GET or HEAD without a body, to a listed host
 web_search              | always (the trifecta rule covers the query)
 manage_pods             | list
+connect                 | always: the list says what is meant; the trifecta asks unless the rule is `trusted`
 git_push, create_pr     | never
 tool                    | it neither exfiltrates nor changes state
 
@@ -38,12 +39,13 @@ from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
-from nucleus.lattice import trifecta
+from nucleus.lattice import network, trifecta
 from nucleus.lattice.commands import Command, analyse
 from nucleus.lattice.compiled import Compiled, Rules, compiled
 from nucleus.lattice.exposure import NOTHING, Exposure, tool_rules
+from nucleus.lattice.network import NetRule
 from nucleus.lattice.paths import is_protected, is_sensitive
-from nucleus.lattice.policy import FLOORS, Policy, ToolRule
+from nucleus.lattice.policy import FLOORS, NOWHERE, Policy, ToolRule
 from nucleus.lattice.provenance import Knowledge
 from nucleus.model.decision import Decision, Verdict
 from nucleus.validate.urls import split_url
@@ -167,6 +169,8 @@ def decide(policy: Policy, operation: Base, context: Context) -> Decision:
         return case.result(*case.standing.passed["run_bash"])
     if kind == "tool":
         return _tool(case, operation)
+    if kind == "connect":
+        return _connect(case, operation)
     capability = operation.capability
     _capability(case, capability)  # 3
     if operation.path_fields:
@@ -386,6 +390,78 @@ def _tool_by(case: _Case, rule: ToolRule, name: str, operation: Any) -> None:
         )
 
 
+# --- connections ---
+
+
+def _connect(case: _Case, operation: Any) -> Decision:
+    """Steps 5 to 7 for a connection out of the pod; each list of ``network.allow`` has to admit it."""
+    host, port = operation.host, operation.port
+    to = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if (line := case.ready.hosts_deny.find(host)) is not None:
+        case.deny("hosts.deny", "this host is denied by the policy", f"hosts.deny: {line}", "Change `hosts.deny`.")
+    # The name inside is the one that the other side acts on.
+    if operation.inner and operation.inner != host and not network.is_address(host):
+        case.deny("network.inner", *_INNER.get(operation.inner, _INNER[""]))
+    else:
+        case.met.append(("network.inner", ALLOW))
+    admitted: list[tuple[NetRule, ...]] = []
+    for rules in case.policy.network:
+        found = network.rules_for(rules, host, port)
+        if not found:
+            case.deny(
+                "network.allow",
+                "the policy lists no connection to this host and port",
+                f"network.allow: nothing covers {to}",
+                f"Add {_as_rule(host, port)} to `network.allow` in the policy.",
+            )
+            continue
+        asked = operation.protocol, operation.method, operation.path
+        fits = tuple(rule for rule in found if network.admits(rule, *asked))
+        if not fits:
+            case.deny(
+                "network.request",
+                "the policy does not allow this request to the host",
+                f"network.allow: {'; '.join(map(str, found))}; this is {' '.join(asked[:2])}".rstrip(),
+                "Change the rule's protocol, methods or paths.",
+            )
+            continue
+        case.met.append(("network.allow", ALLOW))
+        admitted.append(fits)
+    if len(admitted) == len(case.policy.network):
+        _connect_attended(case, operation, admitted)
+    return case.result("network.allow", f"network.allow: {to}")
+
+
+_INNER = {
+    "": ("the connection names another host than the one it was opened for", "", ""),
+    "-": ("the connection does not name its host", "TLS without a server name (SNI), or HTTP without a Host", ""),
+    "ech": ("the connection hides which host it is for", "Encrypted Client Hello", "Switch it off in the client."),
+}
+
+
+def _as_rule(host: str, port: int) -> str:
+    if network.is_address(host):
+        return f'`"[{host}/128]:{port}"`' if ":" in host else f"`{host}/32:{port}`"
+    return f"`{host}`" if port == 443 else f"`{host}:{port}`"
+
+
+def _connect_attended(case: _Case, operation: Any, admitted: list[tuple[NetRule, ...]]) -> None:
+    """Steps 6 and 7. The most permissive rule of a list counts, and the strictest list."""
+    label = "network"
+    if any(all(rule.approve for rule in fits) for fits in admitted):
+        case.ask(label, "network.approve", "the policy wants a person's approval for this connection")
+    else:
+        case.met.append(("network.approve", ALLOW))
+    if all(any(rule.trusted for rule in fits) for fits in admitted):
+        return
+    context = case.context
+    if case.ready.static:
+        with_legs = cap.legs(egress=context.egress, trusted_workspace=context.trusted_workspace)
+        outside = case.ready.tools | context.seen.bits() | cap.EXFILTRATION | cap.UNTRUSTED
+        _static(case, label, bool(cap.trifecta(case.policy.capabilities, with_legs, outside)))
+    _by_session(case, label, trifecta.Outward(trifecta.OUTWARD, (operation.host,)))
+
+
 # --- step 4 ---
 
 
@@ -436,6 +512,7 @@ def _host(case: _Case, url: str, capability: str) -> bool:
 
 
 _RUN_ALONE = ("run_bash",)
+_CONNECTING = frozenset(("web_fetch", "web_search"))
 
 
 def _run(case: _Case, operation: Base) -> None:
@@ -444,6 +521,8 @@ def _run(case: _Case, operation: Base) -> None:
     cwd: str = getattr(operation, "cwd", ".")
     command = analyse(argv, cwd)
     requires = command.requires
+    if requires and case.policy.network != NOWHERE:
+        requires = requires - _CONNECTING  # each connection is decided by itself, whatever the words say
     needed = ("run_bash", *(name for name in cap.NAMES if name in requires)) if requires else _RUN_ALONE
     for name in needed:
         _capability(case, name)
@@ -459,7 +538,7 @@ def _run(case: _Case, operation: Base) -> None:
             _listed_path(case, path, "run_bash", glob, write=path in command.written, search=path in weak)
     case.met.append(_MET_PATHS)
     _lines(case, command)
-    for url in command.urls:
+    for url in command.urls if case.policy.network == NOWHERE else ():
         _host(case, url, "run_bash")
     for name in needed:
         _attended(case, name, operation)

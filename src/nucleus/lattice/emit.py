@@ -12,6 +12,7 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice.explain import dollars, duration, folded
+from nucleus.lattice.network import NetRule
 from nucleus.lattice.policy import Argument, CommandRule, Everything, Policy, TimeWindow, ToolRule, modes
 
 _NS = 1_000_000_000
@@ -38,10 +39,24 @@ def emit(policy: Policy) -> str:
     lines.append("hosts:")
     lines += _allow(policy.hosts_allow, _quoted)
     lines += [f"  ask: {_flow(_quoted(policy.hosts_ask))}", f"  deny: {_flow(_quoted(policy.hosts_deny))}"]
+    lines += _network(policy.network)
     lines += _tools(policy.tools)
     lines += [f'budget: {{limit_usd: "{dollars(policy.budget_limit)}"}}', f"time_window: {_window(policy.time_window)}"]
     lines += [f"isolation: {{floor: {policy.isolation_floor}}}", f"trifecta: {_flow(modes(policy.trifecta))}"]
     return "\n".join(lines) + "\n"
+
+
+def _network(lists: frozenset[frozenset[NetRule]]) -> list[str]:
+    return ["network:", *_allow(lists, lambda rules: sorted(map(_connection, rules)))]
+
+
+def _connection(rule: NetRule) -> str:
+    parts = [f"host: {_quote(rule.host)}", f"port: {rule.port}", f"protocol: {rule.protocol}"]
+    parts += [f"methods: {_flow(rule.methods)}"] if rule.methods else []
+    parts += [f"paths: {_flow(map(_quote, rule.paths))}"] if rule.paths else []
+    parts += [f"credential: {rule.credential}"] if rule.credential else []
+    parts += [f"{name}: true" for name in ("trusted", "approve") if getattr(rule, name)]
+    return f"{{{', '.join(parts)}}}"
 
 
 def _asks(capabilities: int, name: str) -> bool:

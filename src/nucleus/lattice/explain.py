@@ -7,7 +7,7 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice.paths import SENSITIVE
-from nucleus.lattice.policy import Everything, Policy, ToolRule, live_legs, modes
+from nucleus.lattice.policy import NOWHERE, Everything, Policy, ToolRule, live_legs, modes
 from nucleus.model.decision import Decision, Verdict
 
 _NS = 1_000_000_000
@@ -73,6 +73,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
             "ask": sorted(policy.hosts_ask),
             "deny": sorted(policy.hosts_deny),
         },
+        "network": {"allow": _conjunction(policy.network)},
         "tools": _tools(policy.tools),
         "budget_micro_usd": policy.budget_limit,
         "time_window": {
@@ -122,6 +123,8 @@ def explain_policy(policy: Policy) -> str:
     for title in ("paths", "commands", "hosts"):
         for which, value in data[title].items():
             lines.append(f"  {title}.{which}: {_inline(value)}")
+    if policy.network != NOWHERE:
+        lines.append(f"  network.allow: {_inline(data['network']['allow'])}")
     lines += _tool_lines(policy.tools)
     lines += [
         f"  budget: ${dollars(policy.budget_limit)}",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice.network import vouched
 from nucleus.lattice.policy import UNDECLARED, Policy, ToolRule, tool_rule
 
 if TYPE_CHECKING:  # pydantic's weight, for a name
@@ -117,6 +118,10 @@ def legs_of(policy: Policy, operation: Base, *, trusted_workspace: bool) -> int:
         return 0
     if kind in _WEB:
         return cap.UNTRUSTED
+    if kind == "connect":
+        if vouched(policy.network, operation):
+            return 0
+        return cap.UNTRUSTED | cap.STATE  # what a program reads there it had to send from here
     if kind == "run":
         return cap.PRIVATE | cap.UNTRUSTED
     return cap.PRIVATE | cap.UNTRUSTED | cap.STATE
@@ -150,6 +155,8 @@ def source_of(operation: Any) -> str:
         return source(f"tool {operation.server}/{operation.tool}")
     if kind == "run":
         return source("run " + " ".join(operation.argv))
+    if kind == "connect":
+        return source(f"connect {operation.host}:{operation.port}")
     for name in ("path", "url", "query"):
         if value := getattr(operation, name, ""):
             return source(f"{kind} {value}")

@@ -23,6 +23,7 @@ from dataclasses import replace
 from nucleus.lattice import capability as cap
 from nucleus.lattice.explain import dollars, duration
 from nucleus.lattice.implies import admitted, caught_by, glob_covered, host_covered
+from nucleus.lattice.network import NetRule, leq_rule
 from nucleus.lattice.policy import (
     FLOORS,
     CommandRule,
@@ -172,6 +173,16 @@ def looser_floor(parent: Policy, floor: str) -> str:
     if FLOORS.index(floor) >= FLOORS.index(parent.isolation_floor):
         return ""
     return _says(parent, f"isolation.floor: {floor}", parent.isolation_floor)
+
+
+def looser_connection(parent: Policy, rule: NetRule) -> str:
+    """A rule of ``network.allow`` that some list of the parent's does not cover."""
+    for rules in sorted(parent.network, key=lambda found: sorted(map(str, found))):
+        # Whether it asks is the meet's business: the parent's ask stays.
+        if not any(leq_rule(replace(rule, approve=True), theirs) for theirs in rules):
+            has = ", ".join(sorted(map(str, rules))) or "nothing"
+            return _says(parent, f"network.allow: {rule}", has if len(has) <= 200 else has[:199] + "…")
+    return ""
 
 
 def looser_tool(parent: Policy, rule: ToolRule) -> str:

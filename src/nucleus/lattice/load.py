@@ -17,6 +17,8 @@ Format, version 1 (docs/policy.md explains it, `schema` is the same for editors;
              {program: git, args: [status, {one_of: [a, b]}, {type: word|integer|path}], rest: any|none|paths}
              and examples: match: [[git, status], git status -s], not_match: [...]
     hosts: {allow: everything|[host or *.parent], ask: [...], deny: [...]}
+    network: {allow: [host, "*.parent", host:port, range:port or {host: .., port: 443, protocol: tls|http|tcp,
+              methods: [GET], paths: ["/v1/**"], credential: name, trusted: false, approve: false}]}
     tools: {server/tool or server/*: {legs: [private|untrusted|exfiltration|state] *, destination: [argument],
             level: low_risk, approve: false, names: [field of its answer], members: [field]}}
     budget: {limit_usd: "5.00"}                      six decimals at most
@@ -35,15 +37,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucleus.lattice import capability as cap
-from nucleus.lattice import extends, load_commands, load_lists, load_tools
+from nucleus.lattice import extends, load_commands, load_lists, load_network, load_tools
 from nucleus.lattice.paths import SENSITIVE
 from nucleus.lattice.policy import FLOORS, MICRO, MODES, Everything, Policy, TimeWindow
 from nucleus.lattice.reader import Reader
 from nucleus.lattice.yamltree import Node, parse_tree
 
 KEYS = (
-    "version", "name", "description", "extends", "capabilities", "approve", "paths", "commands", "hosts", "tools",
-    "budget", "time_window", "isolation", "trifecta",
+    "version", "name", "description", "extends", "capabilities", "approve", "paths", "commands", "hosts", "network",
+    "tools", "budget", "time_window", "isolation", "trifecta",
 )  # fmt: skip
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_S = 30 * 86_400  # of a time window
@@ -151,6 +153,7 @@ class _Loader:
             isolation_floor=self._floor(keys["isolation"]) if "isolation" in keys else self.base.isolation_floor,
             trifecta=self._trifecta(keys["trifecta"]) if "trifecta" in keys else self.base.trifecta,
             tools=self._tools(keys["tools"]) if "tools" in keys else self.base.tools,
+            network=self._network(keys["network"]) if "network" in keys else self.base.network,
             **lists,
         )
         return found if self.parent is None else extends.combine(self.parent, found)
@@ -227,6 +230,18 @@ class _Loader:
             rules = frozenset(rule for _, rule in entries)
             out |= frozenset((rules,)) if self.parent is None else extends.inherited(self.parent, rules)
         return out
+
+    def _network(self, node: Node) -> frozenset[frozenset[Any]]:
+        keys = self.reader.map(node, "network", ("allow",))
+        if "allow" not in keys:
+            return self.base.network
+        out = []
+        for part in self.reader.lists(keys["allow"], "network.allow"):
+            entries = [(item, load_network.rule(self.reader, item)) for item in part.items]
+            for item, rule in entries:
+                self._refuse(item, extends.looser_connection, rule)
+            out.append(frozenset(rule for _, rule in entries))
+        return frozenset(out)
 
     # --- limits ---
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
+from nucleus.lattice.network import NetRule, leq_rules
 from nucleus.lattice.paths import PROTECTED, is_protected, path_set
 from nucleus.validate.paths import collapse
 
@@ -152,6 +153,8 @@ def modes(trifecta: str) -> tuple[str, ...]:
     return tuple(trifecta.split("+"))
 
 
+NOWHERE: frozenset[frozenset[NetRule]] = frozenset((frozenset(),))
+CARRIED = ("web_fetch", "web_search", "git_push", "create_pr")  # by a gateway
 ORDINARY = CommandRule(group="ordinary")
 
 PathAllow = Everything | frozenset[frozenset[str]]
@@ -187,11 +190,28 @@ class Policy:
     isolation_floor: str = FLOORS[0]
     trifecta: str = "static"  # modes in force, sorted, joined by "+"
     tools: frozenset[frozenset[ToolRule]] = frozenset((frozenset(),))  # a conjunction of tables; absent is undeclared
+    network: frozenset[frozenset[NetRule]] = NOWHERE  # a conjunction of lists; absent is nowhere
 
     def __post_init__(self) -> None:
+        if not self.network:
+            object.__setattr__(self, "network", NOWHERE)
         if not self.tools:
             # No table at all would be the top of the product, and says what one empty table says: nothing is declared.
             object.__setattr__(self, "tools", frozenset((frozenset(),)))
+
+    def ways_out(self) -> bool:
+        """May a program of the pod connect to a destination that the user does not vouch for?"""
+        return all(self.network) and any(not rule.trusted for rules in self.network for rule in rules)
+
+    def needs_gateway(self) -> bool:
+        """Does anything that the policy enables leave the pod?"""
+        if all(self.network):
+            return True
+        return any(cap.level(self.capabilities, name) != cap.NEVER for name in CARRIED)
+
+    def credentials(self) -> tuple[str, ...]:
+        """The names of the host's secrets that its rules use, sorted."""
+        return tuple(sorted({rule.credential for rules in self.network for rule in rules} - {""}))
 
     @property
     def window_ns(self) -> int:
@@ -239,12 +259,14 @@ def tool_rule(table: frozenset[ToolRule], server: str, tool: str) -> ToolRule:
 
 
 def live_legs(policy: Policy) -> int:
-    """The legs of the trifecta that tools bring which the policy declares and does not forbid."""
+    """The legs of the trifecta that the declared tools and the connections bring."""
     legs = 0
     for table in policy.tools:
         for rule in table:
             if rule.level != cap.NEVER:
                 legs |= rule.legs & (cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION)
+    if all(policy.network):
+        legs |= cap.UNTRUSTED  # what comes back from anywhere
     return legs
 
 
@@ -305,6 +327,7 @@ def meet(a: Policy, b: Policy) -> Policy:
         isolation_floor=max(a.isolation_floor, b.isolation_floor, key=FLOORS.index),
         trifecta="+".join(sorted({*modes(a.trifecta), *modes(b.trifecta)})),
         tools=a.tools | b.tools,
+        network=a.network | b.network,
     )
 
 
@@ -328,6 +351,7 @@ def leq(a: Policy, b: Policy) -> bool:
         and FLOORS.index(a.isolation_floor) >= FLOORS.index(b.isolation_floor)
         and set(modes(a.trifecta)) >= set(modes(b.trifecta))
         and all(any(leq_tools(mine, theirs) for mine in a.tools) for theirs in b.tools)
+        and all(any(leq_rules(mine, theirs) for mine in a.network) for theirs in b.network)
     )
 
 
@@ -341,6 +365,14 @@ def normalize(policy: Policy, with_legs: cap.Legs = cap.WORST) -> Policy:
         policy,
         capabilities=cap.nu(policy.capabilities, with_legs, legs),
         tools=asking(policy.tools) if live else policy.tools,
+        network=connecting(policy.network) if live else policy.network,
+    )
+
+
+def connecting(lists: frozenset[frozenset[NetRule]]) -> frozenset[frozenset[NetRule]]:
+    """The lists with an ask for each connection to a destination that the user does not vouch for."""
+    return frozenset(
+        frozenset(rule if rule.trusted else replace(rule, approve=True) for rule in rules) for rules in lists
     )
 
 
@@ -376,7 +408,8 @@ def is_blocked(policy: Policy, path: str) -> str | None:
 
 
 __all__ = [
-    "EVERYTHING", "FLOORS", "MICRO", "MODES", "ORDINARY", "UNDECLARED", "Argument", "CommandRule", "Everything",
-    "Policy", "TimeWindow", "ToolRule", "delegate", "is_blocked", "is_protected", "leq", "leq_tool", "leq_tools",
+    "EVERYTHING", "FLOORS", "MICRO", "MODES", "NOWHERE", "ORDINARY", "UNDECLARED", "Argument", "CommandRule",
+    "Everything", "Policy", "TimeWindow", "ToolRule", "delegate", "is_blocked", "is_protected", "leq", "leq_tool",
+    "leq_tools",
     "live_legs", "meet", "modes", "normalize", "not_allowed", "tool_rule",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
+from nucleus.lattice.network import METHODS, PROTOCOLS
 from nucleus.lattice.policy import FLOORS, MODES
 
 ID = "https://json-schema.org/draft/2020-12/schema"
@@ -87,6 +88,22 @@ def _tool() -> dict[str, Any]:
     }
 
 
+def _connection() -> dict[str, Any]:
+    """An entry of ``network.allow``."""
+    http = {"methods": {**_list({"enum": list(METHODS)}), "minItems": 1}}
+    http["paths"] = {**_list({"type": "string", "pattern": "^/", "maxLength": 1_024}), "minItems": 1}
+    http["credential"] = {"type": _SCALAR, "pattern": "^[a-z0-9_-]{1,63}$"}
+    properties = {
+        "host": {"type": "string", "minLength": 1},
+        "port": {"type": ["string", "integer"], "pattern": "^[0-9]{1,5}$", "minimum": 1, "maximum": 65_535},
+        "protocol": {"enum": list(PROTOCOLS)},
+        **http,
+        "trusted": {"type": "boolean", "default": False},
+        "approve": {"type": "boolean", "default": False},
+    }
+    return {"anyOf": [{"type": "string", "minLength": 1}, _object(properties, "host")]}
+
+
 def _definitions() -> dict[str, Any]:
     table = {
         "type": "object", "patternProperties": {_TOOL: _ref("tool")}, "additionalProperties": False,
@@ -96,10 +113,17 @@ def _definitions() -> dict[str, Any]:
     return {
         "argument": {"anyOf": [_WORD, one_of, typed]},
         "example": {"anyOf": [{**_WORD, "pattern": "[^ ]"}, {**_list(_WORD), "minItems": 1}]},
+        "connection": _connection(),
         "rule": _rule(),
         "tool": _tool(),
         "tools": table,
     }
+
+
+def _connections() -> dict[str, Any]:
+    entry = _ref("connection")
+    every = _object({"all_of": {**_list(_list(entry)), "minItems": 1}}, "all_of")
+    return {"description": "left out: nothing, and no gateway", "anyOf": [_list(entry), every]}
 
 
 def policy_schema() -> dict[str, Any]:
@@ -129,6 +153,7 @@ def policy_schema() -> dict[str, Any]:
         }),
         "commands": _object(commands),
         "hosts": _object(hosts),
+        "network": _object({"allow": _connections()}),
         "tools": {"anyOf": [_ref("tools"), every]},
         "budget": _object(
             {"limit_usd": {"type": "string", "pattern": "^[0-9]{1,6}(\\.[0-9]{1,6})?$"}}, "limit_usd"

@@ -136,6 +136,10 @@ class WebFetch(Base):
     url: str
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     body: str = ""
+    content_type: str = "application/json"
+    limit: int = Field(default=262_144, ge=1, le=LIMITS.read_bytes)
+    timeout_ms: int = Field(default=30_000, ge=1, le=120_000)
+    raw: bool = False
 
 
 class WebSearch(Base):
@@ -195,6 +199,33 @@ class CallTool(Base):
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Connect(Base):
+    """One connection out of the pod, or one request of it. Asked by the pod's gateway alone, and carried by it.
+
+    Args:
+        conn: the gateway's number for it.
+        host: a name in lower case, or an address.
+        inner: the name that the connection itself names (SNI, Host): "" where it is not looked into, "-" for none,
+            "ech" for a hidden one.
+        method, path: of a request that is seen.
+        part: the n-th allowance of bytes of the same connection.
+        upper: micro-dollars to reserve beyond the base.
+    """
+
+    capability = "network"
+    egress = True
+    kind: Literal["connect"] = "connect"
+    conn: int = Field(ge=0, lt=1 << 53)
+    host: str
+    port: int = Field(ge=1, le=65_535)
+    protocol: Literal["tls", "http", "tcp"]
+    inner: str = ""
+    method: str = ""
+    path: str = ""
+    part: int = Field(default=0, ge=0, lt=1 << 31)
+    upper: int = Field(default=0, ge=0, lt=1 << 40)
+
+
 OPERATIONS: tuple[type[Base], ...] = (
     Read, Write, Edit, Glob, Grep, Run, GitStatus, GitDiff, GitCommit,
     WebFetch, WebSearch, GitPush, CreatePr, ManagePods, CallTool,
@@ -207,6 +238,7 @@ Operation = Annotated[
 ]  # fmt: skip
 
 ADAPTER: TypeAdapter[Operation] = TypeAdapter(Operation)
+CONNECT: TypeAdapter[Connect] = TypeAdapter(Connect)  # no door takes it: only the gateway's channel
 
 
 def canonical(operation: Base) -> bytes:

@@ -13,9 +13,9 @@ class Principal:
     Args:
         spiffe_id: ``spiffe://<trust domain>/ns/<namespace>/sa/<name>``.
         proof: ``x509-svid`` (mutual TLS) or ``inherited-channel`` (a socketpair that our parent made).
-        role: ``agent`` (inside the pod) or ``orchestrator`` (the launcher).
+        role: ``agent`` (inside the pod), ``orchestrator`` (the launcher) or ``pod`` (whatever runs in it and connects).
     """
 
     spiffe_id: str
     proof: Literal["x509-svid", "inherited-channel"]
-    role: Literal["agent", "orchestrator"]
+    role: Literal["agent", "orchestrator", "pod"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from dataclasses import field as _field
 from typing import Any
 
 
@@ -14,11 +15,13 @@ class Meter:
         bytes_moved: payload bytes that crossed the gate, both ways.
         duration_ns: by the gate's monotonic clock.
         matches: search results returned.
+        extra: micro-dollars beside these, as the gateway measured them (a model's tokens).
     """
 
     bytes_moved: int = 0
     duration_ns: int = 0
     matches: int = 0
+    extra: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """hands did nothing because a symlink is in the way: `resolved` is the canonical name to decide instead."""
+    """Nothing was done, because a symlink is in the way or a server redirects: `resolved` is to be decided instead.
+
+    Args:
+        field: the operation's field that it stands in for.
+        resolved: a canonical path, or a URL.
+        changes: what else a redirect changes of a request (method, body).
+    """
 
     field: str
     resolved: str
+    changes: dict[str, str] = _field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ class NamespacesBox:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.listener: int | None = None
+        self.egress: list[int] = []  # the gateway's listeners, until it has them
         self.compartments: dict[str, Compartment] = {}
         self.placeholders: list[str] = []
         self.protect: list[str] = []
@@ -225,7 +226,7 @@ class Namespaces:
         self._boxes.append(box)
         began = time.monotonic_ns()
         toolchains = [self._toolchain(path) for path in plan.spec.toolchains]
-        box.netns, box.listener = self._network or (await self._call("make_network")).fds
+        box.netns, box.listener, *box.egress = self._network or (await self._call("make_network")).fds
         self._network = []
         try:
             for kind in ("work", "agent") if plan.spec.agent is not None else ("work",):
@@ -412,10 +413,10 @@ class Namespaces:
             self._boxes.remove(box)
         remove_placeholders(box.plan.workspace, [path for path in box.placeholders if not self._needed(box, path)])
         box.aftermath = await self._aftermath(box)
-        for fd in (box.netns, box.listener if box.listener is not None else -1):
+        for fd in (box.netns, box.listener if box.listener is not None else -1, *box.egress):
             if fd >= 0:
                 os.close(fd)
-        box.netns, box.listener = -1, None
+        box.netns, box.listener, box.egress = -1, None, []
 
     def _needed(self, box: NamespacesBox, path: str) -> bool:
         """Does another pod rely on this placeholder? Removing it would take that pod's mount away, silently.

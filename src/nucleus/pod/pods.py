@@ -56,6 +56,7 @@ class Pod:
     making: Future[NamespacesBox] | None = None
     gate: int = 0
     gate_pidfd: int = -1
+    gateway: int = 0  # its pid; it ends with its gate, whose channel it holds
     gate_gone: Future[None] = field(default_factory=Future)
     registered: bool = False
     started: bool = False
@@ -127,7 +128,8 @@ class Pods:
         authority, gate_authority = stream_pair()
         hands, gate_hands = stream_pair()
         launcher, gate_launcher = stream_pair()
-        with authority, gate_authority, hands, gate_hands, launcher, gate_launcher:
+        gateway, gate_gateway = stream_pair()
+        with authority, gate_authority, hands, gate_hands, launcher, gate_launcher, gateway, gate_gateway:
             pod.plan = Plan(
                 pod.plan.pod, pod.plan.slot, pod.spec, pod.directory, pod.plan.workspace, hands.fileno(),
                 pod.plan.stdio, pod.plan.workload, pod.plan.gate_id,
@@ -136,13 +138,17 @@ class Pods:
             try:
                 # Step 2. The compartments' fork is under way before anything else takes the second core.
                 pod.making = self._loop.task(self._make(pod))
-                ends = [gate_authority.fileno(), gate_hands.fileno(), gate_launcher.fileno()]
-                facts = await self._spawn_gate(pod, ends)
+                ends = [gate_authority, gate_hands, gate_launcher, gate_gateway]
+                facts = await self._spawn_gate(pod, [end.fileno() for end in ends])
                 pod.steps["gate"] = (time.monotonic_ns() - began) // 1000
                 # Step 3.
                 check_floor(self.backend.facts(), str(facts["floor"]))
                 # Step 4 and 5 go together: releasing waits for the compartments, registering for the disk.
                 box = await pod.making
+                if facts["gateway"]:
+                    await self._spawn_gateway(pod, gateway, box.egress)
+                close_all(box.egress)  # where there is no gateway, nobody listens
+                box.egress = []
                 recorded = self._loop.task(self._register(pod, facts, authority, listener))
                 globs = [str(glob) for glob in facts["block"]], [str(glob) for glob in facts["protect"]]
                 started = self._loop.task(self.backend.start(box, *globs, recorded))
@@ -186,7 +192,6 @@ class Pods:
             "policy_text": pod.spec.policy_text,
             "policy_source": pod.spec.policy_source,
             "task": pod.spec.task,
-            "egress": False,
             "trusted_workspace": pod.spec.trust_workspace,
             "isolation": self.backend.facts().backend,
             "uid": runtime.GATE_UID + pod.slot.number if self._root else os.geteuid(),
@@ -194,6 +199,7 @@ class Pods:
             "door": "agent" if pod.spec.agent is not None else "orchestrator" if pod.spec.serve else "",
             "agent_id": _spiffe(pod.spec.namespace, f"agent-{pod.name}"),
             "orchestrator_id": _spiffe(pod.spec.namespace, f"orchestrator-{pod.name}"),
+            "gateway_id": _spiffe(pod.spec.namespace, f"gateway-{pod.name}"),
             "tools": pod.spec.tools,
             "test_seam": pod.spec.test_seam,
         }
@@ -210,6 +216,14 @@ class Pods:
             raise SandboxError("the gate ended at its start", rule="pod.gate")
         self._loop.on_readable(pod.gate_pidfd, lambda: self._gate_died(pod))
         return answer.body
+
+    async def _spawn_gateway(self, pod: Pod, channel: socket.socket, listeners: list[int]) -> None:
+        """The way out: a process of its own uid outside the pod's network, with listeners inside it."""
+        config = {"pod": pod.name, "uid": runtime.GATEWAY_UID + pod.slot.number if self._root else os.geteuid()}
+        spawned = self._template.call("spawn_gateway", [channel.fileno(), *listeners], config=config)
+        answer = await self._loop.within(ANSWER_SECONDS, spawned, "the gate template")
+        close_all(answer.fds)
+        pod.gateway = int(answer.body["pid"])
 
     async def _register(
         self, pod: Pod, facts: dict[str, Any], authority: socket.socket, listener: socket.socket | None

@@ -24,6 +24,7 @@ SLOTS = 65_536
 START_SECONDS = 10.0  # how long a helper may take to listen
 AUTHORITY_UID = 0x70000001
 GATE_UID = 0x70010000
+GATEWAY_UID = 0x70020000
 POD_UID = 0x70100000
 # Not -m: it imports runpy, pkgutil and what they need.
 BUILDER = "import sys; from nucleus.pod.boot import main; sys.exit(main(sys.argv[1:]))"

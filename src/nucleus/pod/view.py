@@ -41,7 +41,7 @@ ETC_MADE = {
     "group": "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost pod\n::1 localhost\n",
     "hostname": "pod\n",
-    "resolv.conf": "",
+    "resolv.conf": "nameserver 127.0.0.1\noptions timeout:2 attempts:1\n",  # the gateway, where there is one
 }
 TOOLS_SCRIPT = """#!/usr/bin/python3 -IS
 import sys

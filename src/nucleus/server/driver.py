@@ -16,24 +16,32 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from nucleus.errors import NucleusError, SandboxError
 from nucleus.gate import effects as fx
 from nucleus.gate.pipeline import Gate, Request, handle
 from nucleus.model.decision import Decision
+from nucleus.model.grant import Grant
 from nucleus.model.operation import Base
 from nucleus.model.principal import Principal
-from nucleus.model.receipt import Reply
+from nucleus.model.receipt import Meter, Outcome, Redirect, Reply
 from nucleus.server.authority import Answer, Authority
-from nucleus.server.executor import Executor
-from nucleus.server.tools import Executors
 from nucleus.server.wire import parse_operation
 
 Seam = Callable[[str], None]
+Parse = Callable[[dict[str, Any]], Base]
 LOG_BURST = 33_554_432  # bytes of records that a pod may cause at once
 LOG_RATE = 524_288  # and for each second after that
 _RECORD = 700  # bytes of a record besides its operation
+
+
+class Carrier(Protocol):
+    """Carries out what was decided; spends the grant first."""
+
+    async def execute(self, grant: Grant, operation: Base, meter: Meter) -> Outcome | Redirect:
+        """Carry one operation out."""
+        ...
 
 
 class Driver:
@@ -53,7 +61,7 @@ class Driver:
         gate: Gate,
         decide: Callable[[Base], Decision],
         authority: Authority,
-        executor: Executor | Executors,
+        executor: Carrier,
         new_id: Callable[[], str],
         seam: Seam | None = None,
     ) -> None:
@@ -67,18 +75,24 @@ class Driver:
         self._logged = 0.0  # bytes above what LOG_RATE has paid for
         self._logged_at = 0.0
 
-    async def run(self, raw: dict[str, Any] | NucleusError, authenticate: Callable[[], Principal]) -> Reply:
+    async def run(
+        self,
+        raw: dict[str, Any] | NucleusError,
+        authenticate: Callable[[], Principal],
+        parse: Parse = parse_operation,
+    ) -> Reply:
         """One request through the pipeline. When the caller is cancelled the pipeline still reaches its end.
 
         Args:
             raw: the parsed JSON object, or why there is none: refused and recorded as any invalid request.
             authenticate: who asks; raises UnauthenticatedError.
+            parse: reads `raw`: what may be asked at a door, or what the gateway asks.
         """
         while (wait := self._log_debt_s()) > 0:  # noqa: ASYNC110 - a debt is paid by time alone
             await asyncio.sleep(wait)
         broken = raw if isinstance(raw, NucleusError) else None
         request = Request(self._new_id(), self._new_id(), {} if isinstance(raw, NucleusError) else raw)
-        job = _Job(self, request, authenticate, broken)
+        job = _Job(self, request, authenticate, broken, parse)
         task = asyncio.ensure_future(job.run())
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
@@ -108,12 +122,18 @@ class _Job:
     """One request on its way."""
 
     def __init__(
-        self, driver: Driver, request: Request, authenticate: Callable[[], Principal], broken: NucleusError | None
+        self,
+        driver: Driver,
+        request: Request,
+        authenticate: Callable[[], Principal],
+        broken: NucleusError | None,
+        parse: Parse,
     ) -> None:
         self._driver = driver
         self._broken = broken
         self._request = request
         self._authenticate = authenticate
+        self._parse = parse
         self._gone = False
         self._ahead: list[Answer] = []
         self._interruptible: asyncio.Task[Any] | None = None
@@ -156,7 +176,7 @@ class _Job:
             case fx.Validate(raw):
                 if self._broken is not None:
                     raise self._broken
-                return parse_operation(raw)
+                return self._parse(raw)
             case fx.Decide(operation):
                 return driver._decide(operation)
             case fx.Ask(operation, principal, decision, display, scopes):

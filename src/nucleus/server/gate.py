@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,16 @@ from nucleus.model.principal import Principal
 from nucleus.server.authority import Authority, gone
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
+from nucleus.server.egress import CONNECTIONS, Egress
+from nucleus.server.egress import gone as egress_gone
 from nucleus.server.executor import Executor
-from nucleus.server.tools import Executors, Tools, visible_tools
+from nucleus.server.executors import Executors
+from nucleus.server.tools import Tools, visible_tools
 from nucleus.server.tools import gone as tools_gone
 from nucleus.server.wire import error_object, reply_object
 
 NS_PER_S = 1_000_000_000
+CARRIED = frozenset(("connect", "web_fetch"))  # by a gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,13 @@ class Config:
     policy_text: str
     policy_source: str
     task: str
-    egress: bool
     trusted_workspace: bool
     isolation: str
     uid: int
     door: str
     agent_id: str
     orchestrator_id: str
+    gateway_id: str
     tools: bool = False
     test_seam: str = ""
 
@@ -93,6 +98,7 @@ async def serve(
     authority_socket: socket.socket,
     hands_socket: socket.socket,
     launcher_socket: socket.socket,
+    egress_socket: socket.socket,
     listener: socket.socket | None,
     tools_socket: socket.socket | None = None,
 ) -> None:
@@ -108,14 +114,14 @@ async def serve(
         policy,
         task=config.task,
         trusted_workspace=config.trusted_workspace,
-        egress=config.egress,
+        egress=policy.ways_out(),
     )
 
     def context() -> Context:
         return Context(
             now_ns=time.time_ns(),
             started_ns=started,
-            egress=config.egress,
+            egress=policy.ways_out(),
             trusted_workspace=config.trusted_workspace,
             isolation=config.isolation,
             seen=session.seen,
@@ -135,16 +141,20 @@ async def serve(
     tools = None
     if tools_socket is not None:
         tools = Tools(await Channel.over(tools_socket, tools_gone), time.monotonic_ns)
+    egress, attach = await _gateway(config, policy, egress_socket, stopped.set)
     driver = Driver(
-        Gate(egress=config.egress, session=session, tools=tools is not None),
+        Gate(egress=CARRIED if egress is not None else frozenset(), session=session, tools=tools is not None),
         decided,
         authority,
-        Executors(executor, tools),
+        Executors(executor, tools, egress),
         lambda: os.urandom(16).hex(),
         _seam(config.test_seam),
     )
     opened = await authority.open_budget(policy.budget_limit, policy.window_ns)
     session.restore(Exposure.from_data(opened.get("seen")))
+    if egress is not None:
+        attach(driver)
+        await egress.configure(policy)
     runner = None
     rotation: asyncio.Task[None] | None = None
     if listener is not None:
@@ -161,8 +171,38 @@ async def serve(
     hands.close()
     if tools is not None:
         tools.close()
+    if egress is not None:
+        egress.close()
     await driver.drain()
     channel.close()
+
+
+async def _gateway(
+    config: Config, policy: Policy, sock: socket.socket, closed: Callable[[], None]
+) -> tuple[Egress | None, Callable[[Driver], None]]:
+    """The channel to the pod's gateway, where its policy has one; what the gateway asks waits for `attach`."""
+    if not policy.needs_gateway():
+        sock.close()
+        return None, lambda _: None
+    # What runs in the pod speaks for neither the agent nor the person who started it.
+    principal = Principal(config.gateway_id, "inherited-channel", "pod")
+    drivers: list[Driver] = []
+    waiting: list[Frame] = []
+
+    def received(frame: Frame) -> None:
+        if drivers:
+            egress.serve(frame, drivers[0], principal)
+        elif len(waiting) < CONNECTIONS:
+            waiting.append(frame)
+
+    def attach(driver: Driver) -> None:
+        drivers.append(driver)
+        for frame in waiting:
+            egress.serve(frame, driver, principal)
+
+    channel = await Channel.over(sock, egress_gone, on_request=received, on_closed=closed)
+    egress = Egress(channel, time.monotonic_ns)
+    return egress, attach
 
 
 async def _launcher(config: Config, driver: Driver, sock: socket.socket, closed: Any) -> Channel:

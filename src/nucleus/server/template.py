@@ -1,8 +1,10 @@
 """The gate template: a process that has done a gate's imports, holds no key, and forks one gate per pod.
 
 `python -I -m nucleus.server.template`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
-  spawn {id, config} + [authority channel, hands channel, launcher channel(, TLS listener)]
-    → {id, ok: {pid, block, protect, policy_digest, policy_name, budget_limit, floor}}   from the unprivileged gate
+  spawn {id, config} + [authority channel, hands channel, launcher channel, gateway channel(, TLS listener)(, tools)]
+    → {id, ok: {pid, block, protect, policy_digest, policy_name, budget_limit, floor, gateway}}  from the gate itself
+  spawn_gateway {id, config: {pod, uid}} + [gate channel, transparent, proxy, DNS by UDP, DNS by TCP]
+    → {id, ok: {pid}}                                                                     from the gateway itself
   event to the builder: {event: "gate_exit", pid, status}
 Promises: reads nothing but its builder's packets; every byte that is not ours (policy text included) is parsed in the
 forked gate, after it took its uid. Ends when the builder does.
@@ -54,7 +56,7 @@ def main() -> int:
             os.read(wake_read, 4096)
             _reap(control)
         if control.fileno() in ready:
-            packet = packets.recv_packet(control, max_fds=5)
+            packet = packets.recv_packet(control, max_fds=6)
             if packet is None:
                 return 0
             if (child := _spawn(control, packet.body, packet.fds)) is not None:
@@ -95,7 +97,8 @@ def _reap(control: socket.socket) -> None:
 
 def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Callable[[], int] | None:
     """Fork a gate. In the child returns what it has to run; in the template None."""
-    if request.get("op") != "spawn" or not 3 <= len(fds) <= 5 or not isinstance(request.get("config"), dict):
+    child = {"spawn": (_gate, 4, 6), "spawn_gateway": (_gateway, 5, 5)}.get(str(request.get("op")))
+    if child is None or not child[1] <= len(fds) <= child[2] or not isinstance(request.get("config"), dict):
         for fd in fds:
             os.close(fd)
         error = SandboxError("malformed request to the gate template", rule="gate.template")
@@ -106,7 +109,8 @@ def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> C
             os.close(fd)
         return None
     # The child never returns to the template's loop: no state of one pod is left to the next.
-    return lambda: _gate(control, request, fds)
+    start = child[0]
+    return lambda: start(control, request, fds)
 
 
 def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> int:
@@ -136,12 +140,33 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
         "policy_name": policy.name,
         "budget_limit": policy.budget_limit,
         "floor": policy.isolation_floor,
+        "gateway": policy.needs_gateway(),
     }
     packets.send_packet(control, {"id": request.get("id"), "ok": facts})
     control.close()
-    authority, hands, launcher, *rest = sockets
+    authority, hands, launcher, egress, *rest = sockets
     tools = rest.pop() if config.tools and rest else None
-    asyncio.run(gate.serve(config, policy, authority, hands, launcher, rest[0] if rest else None, tools))
+    asyncio.run(gate.serve(config, policy, authority, hands, launcher, egress, rest[0] if rest else None, tools))
+    return 0
+
+
+def _gateway(control: socket.socket, request: dict[str, Any], fds: list[int]) -> int:
+    """The child that is a pod's gateway: unprivileged before it reads a byte, then serve."""
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        gate.become_unprivileged(int(request["config"]["uid"]))
+        syscalls.set_pdeathsig(signal.SIGKILL)  # cleared by the change of uid
+        syscalls.set_name("nucleus-gateway")
+        from nucleus.network import gateway  # weight: only pods whose policy has a way out
+    except (NucleusError, OSError, KeyError, ValueError) as error:
+        failed = error if isinstance(error, NucleusError) else SandboxError(str(error), rule="network.start")
+        packets.send_packet(control, {"id": request.get("id"), "error": error_object(failed)})
+        return 1
+    packets.send_packet(control, {"id": request.get("id"), "ok": {"pid": os.getpid()}})
+    control.close()
+    asyncio.run(gateway.serve(*sockets))
     return 0
 
 

@@ -18,10 +18,9 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice.policy import Policy, tool_rule
 from nucleus.limits import LIMITS
 from nucleus.model.grant import Grant
-from nucleus.model.operation import Base, CallTool
-from nucleus.model.receipt import Meter, Outcome, Redirect
+from nucleus.model.operation import CallTool
+from nucleus.model.receipt import Meter, Outcome
 from nucleus.server.channel import Channel
-from nucleus.server.executor import Executor
 from nucleus.server.wire import error_from
 
 CALL_S = 120.0
@@ -87,27 +86,6 @@ class Tools:
     def close(self) -> None:
         """Close the channel: the tool host ends its servers."""
         self._channel.close()
-
-
-class Executors:
-    """What carries operations out: hands for the pod, the tool host for external tools.
-
-    Args:
-        hands: the pod's.
-        tools: None where no tool host is attached.
-    """
-
-    def __init__(self, hands: Executor, tools: Tools | None) -> None:
-        self._hands = hands
-        self._tools = tools
-
-    async def execute(self, grant: Grant, operation: Base, meter: Meter) -> Outcome | Redirect:
-        """Carry one operation out; raises as the two do."""
-        if not isinstance(operation, CallTool):
-            return await self._hands.execute(grant, operation, meter)
-        if self._tools is None:
-            raise OperationError("no external tool is attached to this pod", rule="tools.none")
-        return await self._tools.call(grant, operation, meter)
 
 
 def visible_tools(policy: Policy, tools: Tools | None) -> Callable[[], Awaitable[list[dict[str, Any]]]]:

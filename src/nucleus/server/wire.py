@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any, Never
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from nucleus.errors import InvalidError, NucleusError, by_code
 from nucleus.limits import LIMITS
-from nucleus.model.operation import ADAPTER, Base
+from nucleus.model.operation import ADAPTER, CONNECT, Base
 from nucleus.model.receipt import Reply
 from nucleus.validate import validate_operation
 
@@ -64,8 +64,17 @@ def _check_depth(value: object) -> None:
 
 def parse_operation(raw: dict[str, Any]) -> Base:
     """Parse and validate one operation. Raises InvalidError that names the field, never its value."""
+    return _parse(ADAPTER, raw)
+
+
+def parse_connect(raw: dict[str, Any]) -> Base:
+    """`parse_operation` for what the pod's gateway asks; no door takes it."""
+    return _parse(CONNECT, raw)
+
+
+def _parse(adapter: TypeAdapter[Any], raw: dict[str, Any]) -> Base:
     try:
-        operation = ADAPTER.validate_python(raw)
+        operation = adapter.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"][1:] or first["loc"]) or "kind"

@@ -110,6 +110,8 @@ def _git_commit(operation: Any, changes: dict[str, Any]) -> None:
 def _web_fetch(operation: Any, changes: dict[str, Any]) -> None:
     split_url("url", operation.url)  # step 5
     check_size("body", operation.body, LIMITS.stdin_bytes, "limits.body")
+    check_size("content_type", operation.content_type, 128, "limits.content_type")
+    check_visible("content_type", operation.content_type)
 
 
 def _web_search(operation: Any, changes: dict[str, Any]) -> None:
@@ -173,6 +175,16 @@ def _keep(changes: dict[str, Any], name: str, old: str, new: str) -> None:
         changes[name] = new
 
 
+def _connect(operation: Any, changes: dict[str, Any]) -> None:
+    for field, limit in (("host", 253), ("inner", 253), ("method", 32)):
+        check_size(field, getattr(operation, field), limit, "limits.host")
+        check_visible(field, getattr(operation, field))
+    check_size("path", operation.path, LIMITS.url_bytes, "limits.url")
+    check_visible("path", operation.path)
+    if not operation.host or operation.host != operation.host.lower() or set(operation.host) & set(" /?#@\\"):
+        refuse("host", "not a plain host", "network.host")
+
+
 _CHECKS: dict[type[ops.Base], Callable[[Any, dict[str, Any]], None]] = {
     ops.Write: _write,
     ops.Edit: _edit,
@@ -186,4 +198,5 @@ _CHECKS: dict[type[ops.Base], Callable[[Any, dict[str, Any]], None]] = {
     ops.CreatePr: _create_pr,
     ops.ManagePods: _manage_pods,
     ops.CallTool: _call_tool,
+    ops.Connect: _connect,
 }

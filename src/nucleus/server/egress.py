@@ -1,0 +1,224 @@
+"""The gate's side of its gateway: a connection out of the pod is an operation like any other.
+
+ 1. The gateway asks (`connect`) before anything leaves: the request goes through the whole pipeline, so it is decided,
+    asked for, reserved and on record before the gateway hears `go`.
+ 2. `go` is the execution: its answer, when the connection (or this part of it) is over, says how much moved.
+ 3. A gateway that is gone without having answered is charged the whole allowance: what left is not known.
+
+Promises: takes a grant and spends it first; what the gateway says is bounded and typed; a client in the pod that hangs
+up withdraws what is still being asked for it. Names that the pod looked up in vain are recorded, few of them.
+Relies on: the channel being the one to this pod's gateway, which its builder started and which holds no policy.
+Does not: decide, or touch a byte of a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from nucleus.errors import NoEgressError, NucleusError, OperationError, SandboxError
+from nucleus.frames import Frame
+from nucleus.lattice.network import NetRule
+from nucleus.lattice.policy import Policy
+from nucleus.limits import LIMITS
+from nucleus.model.grant import Grant
+from nucleus.model.operation import Connect, WebFetch
+from nucleus.model.principal import Principal
+from nucleus.model.receipt import Meter, Outcome, Redirect
+from nucleus.server.channel import Channel
+from nucleus.server.driver import Driver
+from nucleus.server.wire import error_from, error_object, parse_connect
+
+CONNECTIONS = 256  # asked for at a time
+FIELDS = ("conn", "host", "port", "protocol", "inner", "method", "path", "part", "upper")
+ENDED = frozenset(("closed", "more", "refused", "unreachable", "cut", "idle", "limit", "failed"))
+UNLISTED = 64  # names looked up in vain that one pod's log holds
+
+
+def gone() -> NucleusError:
+    """The error of every connection once the gateway has ended."""
+    return NoEgressError("the pod's gateway is gone", rule="network.gateway")
+
+
+class Egress:
+    """The gateway of one pod, as its gate sees it.
+
+    Args:
+        channel: the gateway; `serve` has to be called before it asks for anything.
+        monotonic_ns: the clock of the meter.
+    """
+
+    def __init__(self, channel: Channel, monotonic_ns: Callable[[], int]) -> None:
+        self._channel = channel
+        self._now = monotonic_ns
+        self._asked: dict[int, asyncio.Task[None]] = {}
+        self._unlisted: set[str] = set()
+
+    async def configure(self, policy: Policy) -> None:
+        """Tell the gateway the rules: for names and protocols, not for decisions."""
+        frame = await self._channel.call({"op": "configure", "rules": rules_data(policy)})
+        if not isinstance(frame.header.get("ok"), dict):
+            raise error_from(frame.header.get("error"))
+
+    def serve(self, frame: Frame, driver: Driver, principal: Principal) -> None:
+        """One request of the gateway."""
+        op, ident = frame.header.get("op"), frame.header.get("id")
+        conn = frame.header.get("conn")
+        if op == "withdraw" and isinstance(conn, int):
+            if (task := self._asked.get(conn)) is not None:
+                task.cancel()
+        elif op == "connect" and isinstance(ident, int) and isinstance(conn, int):
+            if conn in self._asked or len(self._asked) >= CONNECTIONS:
+                error = NoEgressError("too many connections at a time", rule="network.connections")
+                self._channel.send({"id": ident, "error": error_object(error)})
+                return
+            task = asyncio.ensure_future(self._connect(ident, frame.header, driver, principal))
+            self._asked[conn] = task
+            task.add_done_callback(lambda _: self._asked.pop(conn, None))
+        elif op == "unlisted":
+            asyncio.ensure_future(self._note(frame.header.get("names"), driver, principal))  # noqa: RUF006
+
+    async def _connect(self, ident: int, header: dict[str, Any], driver: Driver, principal: Principal) -> None:
+        raw = {"kind": "connect", **{name: header[name] for name in FIELDS if name in header}}
+        try:
+            reply = await driver.run(raw, lambda: principal, parse_connect)
+        except NucleusError as error:
+            answer: dict[str, Any] = {"error": error_object(error)}
+        else:
+            answer = {"ok": {}}
+            if reply.status != "ok":
+                text = {"code": reply.status, "message": reply.reason, "rule": reply.rule, "next_step": reply.next_step}
+                answer = {"error": text}
+        try:
+            self._channel.send({"id": ident, **answer})
+        except NucleusError:
+            return
+
+    async def _note(self, names: object, driver: Driver, principal: Principal) -> None:
+        """Put names that no rule covers on record: a person who asks why is told the line to add."""
+        for name in names if isinstance(names, list) else ():
+            if not isinstance(name, str) or name in self._unlisted or len(self._unlisted) >= UNLISTED:
+                continue
+            self._unlisted.add(name)
+            raw = {"kind": "connect", "conn": 0, "host": name[:253], "port": 443, "protocol": "tls"}
+            await driver.run(raw, lambda: principal, parse_connect)
+
+    async def carry(self, grant: Grant, operation: Connect, meter: Meter) -> Outcome:
+        """Let one connection, or one part of it, go; returns when it is over.
+
+        Raises:
+            OperationError: it came to nothing (``network.refused``, ``network.unreachable``, ...).
+            NoEgressError: the gateway is gone.
+        """
+        grant.spend(operation)
+        if operation.conn == 0:
+            raise OperationError("no such connection", rule="network.conn")
+        started = self._now()
+        before = meter.bytes_moved
+        # Until the gateway says better, all that it was allowed counts as moved.
+        meter.bytes_moved = before + LIMITS.connection_bytes
+        try:
+            _, future = self._channel.start({"op": "go", "conn": operation.conn, "part": operation.part})
+            try:
+                frame = await asyncio.shield(future)
+            except asyncio.CancelledError:
+                self._channel.send({"op": "cut", "conn": operation.conn, "id": 0})
+                with suppress(TimeoutError, NucleusError):
+                    async with asyncio.timeout(LIMITS.grace_ns / 1e9):
+                        self._measured(await asyncio.shield(future), meter, before)
+                raise
+        finally:
+            meter.duration_ns += self._now() - started
+        ok = self._measured(frame, meter, before)
+        ended = ok.get("ended")
+        if ended not in ENDED:
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        result = {"up": ok["up"], "down": ok["down"], "ended": ended}
+        if ended in ("refused", "unreachable", "failed"):
+            reason = ok.get("reason")
+            raise OperationError(
+                str(reason)[:200] if isinstance(reason, str) else "the connection failed", rule=f"network.{ended}"
+            )
+        return Outcome(result)
+
+    async def fetch(self, grant: Grant, operation: WebFetch, meter: Meter) -> Outcome | Redirect:
+        """One HTTP request, carried by the gateway; a redirect comes back, to be decided as the request that it is."""
+        grant.spend(operation)
+        request = {
+            "url": operation.url, "method": operation.method, "limit": operation.limit,
+            "timeout_ms": operation.timeout_ms, "raw": operation.raw,
+            "headers": {"Content-Type": operation.content_type} if operation.body else {},
+        }  # fmt: skip
+        frame = await self._fetched({"op": "fetch", "request": request}, operation.body.encode(), operation, meter)
+        ok = frame.header.get("ok")
+        if not isinstance(ok, dict):
+            raise error_from(frame.header.get("error"))
+        status, kind, location = ok.get("status"), ok.get("content_type"), ok.get("location")
+        if type(status) is not int or not isinstance(kind, str) or not isinstance(location, str):
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        if location:
+            again = {"method": operation.method, "body": operation.body}
+            if status in (301, 302, 303) and operation.method not in ("GET", "HEAD"):
+                again = {"method": "GET", "body": ""}  # RFC 9110 §15.4: as every client does
+            return Redirect("url", location, again)
+        content = frame.body[: operation.limit + operation.limit // 2 if operation.raw else operation.limit]
+        return Outcome(
+            {
+                "status": status, "url": operation.url, "content_type": kind[:200],
+                "content": content.decode("utf-8", "replace"), "encoding": str(ok.get("text", "none"))[:8],
+                "bytes": ok.get("bytes") if type(ok.get("bytes")) is int else 0,
+                "truncated": bool(ok.get("truncated")),
+            }
+        )  # fmt: skip
+
+    async def _fetched(self, header: dict[str, Any], body: bytes, operation: WebFetch, meter: Meter) -> Frame:
+        started = self._now()
+        meter.bytes_moved += len(body)
+        ident, future = self._channel.start(header, body)
+        try:
+            async with asyncio.timeout((operation.timeout_ms * 1_000_000 + LIMITS.grace_ns) / 1e9):
+                frame = await future
+        except TimeoutError:
+            self._channel.send({"op": "cancel", "target": ident, "id": 0})
+            raise OperationError("the server took too long", rule="network.timeout") from None
+        except asyncio.CancelledError:
+            self._channel.send({"op": "cancel", "target": ident, "id": 0})
+            raise
+        finally:
+            meter.duration_ns += self._now() - started
+        meter.bytes_moved += len(frame.body)
+        return frame
+
+    def _measured(self, frame: Frame, meter: Meter, before: int) -> dict[str, Any]:
+        ok = frame.header.get("ok")
+        if not isinstance(ok, dict):
+            raise error_from(frame.header.get("error"))
+        moved = [ok.get(name) for name in ("up", "down")]
+        extra = ok.get("extra", 0)
+        if not all(type(count) is int and 0 <= count < 1 << 50 for count in (*moved, extra)):
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        meter.bytes_moved = before + ok["up"] + ok["down"]
+        meter.extra += extra
+        return ok
+
+    def close(self) -> None:
+        """Close the channel: the gateway ends, and every connection with it."""
+        self._channel.close()
+
+
+def rules_data(policy: Policy) -> list[list[dict[str, Any]]]:
+    """The network rules as the gateway gets them: each list, sorted."""
+    lists = [sorted(rules, key=str) for rules in policy.network]
+    return [[_rule_data(rule) for rule in rules] for rules in sorted(lists, key=str)]
+
+
+def _rule_data(rule: NetRule) -> dict[str, Any]:
+    return {
+        "host": rule.host,
+        "port": rule.port,
+        "protocol": rule.protocol,
+        "http": bool(rule.methods or rule.paths or rule.credential),
+        "credential": rule.credential,
+    }
