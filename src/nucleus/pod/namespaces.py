@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
+from nucleus.network.drift import Watch
 from nucleus.pod import aftermath, cgroups
 from nucleus.pod.backend import Facts, Plan, Started
 from nucleus.pod.beneath import identity, open_beneath, remove_placeholders
@@ -164,6 +165,9 @@ class NamespacesBox:
         self.plan = plan
         self.listener: int | None = None
         self.egress: list[int] = []  # the gateway's listeners, until it has them
+        self.watchers: list[int] = []  # readable when the network has been changed
+        self.watch: Watch | None = None
+        self.digest: dict[str, str] = {}  # what it looked like when it was made
         self.compartments: dict[str, Compartment] = {}
         self.placeholders: list[str] = []
         self.protect: list[str] = []
@@ -206,7 +210,7 @@ class Namespaces:
         self._missing = [*missing, *cgroups.missing()]
         self._count = 0
         self._spare: Compartment | None = None
-        self._network: list[int] = []
+        self._network: Packet | None = None
         self._mappings: dict[tuple[int, int, int], int] = {}
         self._boxes: list[NamespacesBox] = []
         self._closed_down = False
@@ -226,8 +230,10 @@ class Namespaces:
         self._boxes.append(box)
         began = time.monotonic_ns()
         toolchains = [self._toolchain(path) for path in plan.spec.toolchains]
-        box.netns, box.listener, *box.egress = self._network or (await self._call("make_network")).fds
-        self._network = []
+        made = self._network or await self._call("make_network")
+        self._network = None
+        box.netns, box.listener, *rest = made.fds
+        box.egress, box.watchers, box.digest = rest[:4], rest[4:], made.body["digest"]
         try:
             for kind in ("work", "agent") if plan.spec.agent is not None else ("work",):
                 mapping = await self._mapping(plan, kind) if kind == "work" or plan.spec.share_workspace else None
@@ -254,7 +260,7 @@ class Namespaces:
             return
         with suppress(SandboxError, OSError):
             if not self._network:
-                self._network = (await self._call("make_network")).fds
+                self._network = await self._call("make_network")
             if self._spare is None and not self._closed_down:
                 spare = self._spare = Compartment(self._loop)
                 forked = self._call("fork", [spare.theirs.fileno()])
@@ -312,8 +318,8 @@ class Namespaces:
         spare, self._spare = self._spare, None
         if spare is not None:
             self._discard(spare)
-        close_all([*self._network, *self._mappings.values()])
-        self._network, self._mappings = [], {}
+        close_all([*(self._network.fds if self._network is not None else ()), *self._mappings.values()])
+        self._network, self._mappings = None, {}
 
     def _begin(
         self,
@@ -392,8 +398,28 @@ class Namespaces:
         started.steps |= box.steps
         return started
 
+    def watch(self, box: NamespacesBox, drifted: Callable[[str], None]) -> None:
+        """Report any change of the pod's network from now on, once its links are down."""
+
+        async def check() -> dict[str, str]:
+            found: dict[str, str] = (await self._call("check_network", [box.netns])).body["digest"]
+            return found
+
+        async def cut(what: str) -> None:
+            with suppress(SandboxError):  # what is left of the pod is killed all the same
+                await self._call("cut_network", [box.netns])
+            box.steps["cut"] = time.monotonic_ns()
+            drifted(what)
+
+        def begin(what: str) -> None:
+            self._loop.task(cut(what))
+
+        box.watch = Watch(self._loop, box.watchers, box.digest, check, begin)
+
     async def destroy(self, box: NamespacesBox) -> None:
         """See `Backend.destroy`."""
+        if box.watch is not None:
+            box.watch.stop()
         for made in box.compartments.values():
             made.kill()
         groups = [made.group for made in box.compartments.values() if made.group is not None]
@@ -413,10 +439,10 @@ class Namespaces:
             self._boxes.remove(box)
         remove_placeholders(box.plan.workspace, [path for path in box.placeholders if not self._needed(box, path)])
         box.aftermath = await self._aftermath(box)
-        for fd in (box.netns, box.listener if box.listener is not None else -1, *box.egress):
+        for fd in (box.netns, box.listener if box.listener is not None else -1, *box.egress, *box.watchers):
             if fd >= 0:
                 os.close(fd)
-        box.netns, box.listener, box.egress = -1, None, []
+        box.netns, box.listener, box.egress, box.watchers = -1, None, [], []
 
     def _needed(self, box: NamespacesBox, path: str) -> bool:
         """Does another pod rely on this placeholder? Removing it would take that pod's mount away, silently.

@@ -161,6 +161,7 @@ class Pods:
             if pod.destroying is not None:
                 raise SandboxError("the pod's launcher or gate is gone", rule="pod.gone")
             pod.started = True
+            self.backend.watch(box, lambda what: self._drifted(pod, what))
             pod.steps |= done.steps | {"total": (time.monotonic_ns() - began) // 1000}
             isolation = self.backend.facts().as_dict() | {"notes": done.notes}
             fds = [launcher.detach()] + ([done.pty] if done.pty is not None else [])
@@ -273,6 +274,10 @@ class Pods:
         pod.gate_gone.set(None)
         if pod.destroying is None and pod.started:
             self._fail(pod, SandboxError("the pod's gate ended", rule="pod.gate"))
+
+    def _drifted(self, pod: Pod, what: str) -> None:
+        if pod.destroying is None:
+            self._fail(pod, SandboxError(f"the pod's network was changed from outside: {what}", rule="network.drift"))
 
     def _fail(self, pod: Pod, error: NucleusError) -> None:
         body = {"code": error.code, "message": error.message, "rule": error.rule, "next_step": error.next_step}

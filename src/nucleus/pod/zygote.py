@@ -2,7 +2,10 @@
 
 `python -I -m nucleus.pod.zygote`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
   configure {base}                       → {ok: {root, landlock, missing: [...]}}
-  make_network {}                        → {ok: {}} + [network namespace, listening socket 127.0.0.1:7443 in it]
+  make_network {}                        → {ok: {digest}} + [network namespace, and sockets in it: the gate's listener,
+                                           the gateway's four listeners, two that hear of changes]
+  check_network {} + [network namespace] → {ok: {digest}}: what it looks like now
+  cut_network {} + [network namespace]   → {ok: {}}: every link of it is down
   make_mapping {uid_map, gid_map}        → {ok: {}} + [user namespace with these maps, for an idmapped mount]
   fork {} + [status]                     → {ok: {pid}}; what it is to become is said on the status channel
 Promises: before any pod it is in a mount namespace of its own (it receives the host's mounts, sends none), in a network
@@ -22,6 +25,8 @@ from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.kernel import landlock, seccomp, syscalls
+from nucleus.network import firewall, netlink
+from nucleus.network import netns as network
 from nucleus.pod import compartment
 from nucleus.pod.packets import Packet, close_all, error_body, recv_packet, send_packet
 
@@ -65,6 +70,7 @@ class Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._zygote: compartment.Zygote | None = None
+        self._rules = False  # this machine has nftables
         self._home = -1  # our own network namespace, to come back to
 
     def serve_one(self) -> bool:
@@ -93,8 +99,11 @@ class Server:
         if self._zygote is None:
             raise InvalidError("the zygote is not configured", rule="zygote.configure")
         if op == "make_network":
-            fds += self._make_network()
-            return {}
+            made, digest = self._make_network()
+            fds += made
+            return {"digest": digest}
+        if op in ("check_network", "cut_network"):
+            return self._in_network(packet.fds[0], cut=op == "cut_network")
         if op == "make_mapping":
             fds.append(compartment.mapping_namespace(packet.body["uid_map"], packet.body["gid_map"]))
             return {}
@@ -120,27 +129,45 @@ class Server:
         has_landlock = landlock.abi() > 0
         if not has_landlock:
             missing.append("landlock")
+        self._rules = _has_nftables()
+        if not self._rules:
+            missing.append("nftables (the pod's network has no rules of its own; no gateway without them)")
         filters = {profile: seccomp.compile_profile(profile) for profile in PROFILES}
         self._zygote = compartment.Zygote(base, root, filters, has_landlock)
         syscalls.set_dumpable(False)
         return {"root": root, "landlock": has_landlock, "missing": missing}
 
-    def _make_network(self) -> list[int]:
-        """A network namespace with nothing but `lo`, and the gate's listening socket inside it.
+    def _make_network(self) -> tuple[list[int], dict[str, str]]:
+        """A network namespace with nothing but `lo`, the sockets that belong inside it, and what it looks like.
 
         A socket belongs to the namespace in which it was made: the gate accepts there and stays outside itself.
         """
         syscalls.unshare(syscalls.CLONE_NEWNET)
         try:
             netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            made = [netns]
             try:
-                listener = _listen()
+                made.append(_listen())
+                network.configure(rules=self._rules)
+                made += network.listeners()
+                made += network.watchers()
+                digest = network.digest()
             except BaseException:
-                os.close(netns)
+                close_all(made)
                 raise
         finally:
             syscalls.setns(self._home, syscalls.CLONE_NEWNET)
-        return [netns, listener]
+        return made, digest
+
+    def _in_network(self, netns: int, *, cut: bool) -> dict[str, Any]:
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
+        try:
+            if cut:
+                netlink.links_down()
+                return {}
+            return {"digest": network.digest()}
+        finally:
+            syscalls.setns(self._home, syscalls.CLONE_NEWNET)
 
     def _fork(self, packet: Packet, zygote: compartment.Zygote) -> int:
         """Fork one compartment's helper, which hears and says everything else itself."""
@@ -151,6 +178,15 @@ class Server:
             self._control.detach()  # closed with everything else but the status channel
             compartment.start(socket.socket(fileno=status), zygote)
         return pid
+
+
+def _has_nftables() -> bool:
+    """Tried in our own network namespace, in which nothing happens."""
+    try:
+        firewall.install()
+    except OSError:
+        return False
+    return True
 
 
 def _listen() -> int:
