@@ -56,6 +56,7 @@ def gate(control: socket.socket, number: int, config: dict, fds: list[int]) -> N
         "block": [],
         "protect": [],
         "floor": "",
+        "gateway": False,
         "policy_digest": "0" * 64,
         "policy_name": "test",
         "budget_limit": 1,

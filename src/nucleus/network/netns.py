@@ -31,7 +31,6 @@ SYSCTLS: tuple[tuple[str, str], ...] = (
     ("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1"),
     ("/proc/sys/net/ipv6/conf/all/forwarding", "0"),
     (f"{_V4}/ip_forward", "0"),
-    (f"{_V4}/ping_group_range", "1\t0"),
     (f"{_V4}/ip_unprivileged_port_start", "1024"),
     (f"{_V4}/conf/all/route_localnet", "0"),
     (f"{_V4}/conf/lo/route_localnet", "0"),
@@ -40,6 +39,8 @@ SYSCTLS: tuple[tuple[str, str], ...] = (
     (f"{_V4}/conf/all/send_redirects", "0"),
     (f"{_V4}/conf/all/rp_filter", "1"),
 )
+# Nobody may ping in a new namespace, and a user namespace cannot say so again: looked at, not written.
+_AS_FOUND = (f"{_V4}/ping_group_range",)
 _TABLES = ("ip_tables_names", "ip6_tables_names", "arp_tables_names", "route", "ipv6_route", "if_inet6", "packet")
 # linux/rtnetlink.h: link, IPv4 address, route and rule, IPv6 address and route; linux/nfnetlink.h: nftables.
 _ROUTE_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
@@ -91,7 +92,7 @@ def watchers() -> list[int]:
 
 def digest() -> dict[str, str]:
     """What this namespace looks like: short hashes by source. Never raises: what cannot be read is a value, too."""
-    found = {path.removeprefix("/proc/sys/net/"): _read(path) for path, _ in SYSCTLS}
+    found = {path.removeprefix("/proc/sys/net/"): _read(path) for path in (*dict(SYSCTLS), *_AS_FOUND)}
     found |= {name: _hash(_read(f"/proc/thread-self/net/{name}")) for name in _TABLES}
     found["links"] = ",".join(f"{index}:{name}" for index, name in socket.if_nameindex())
     found["rules"] = _generation()
