@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.site import REPOSITORY, Site
 
 from nucleus.kernel import syscalls
+
+from .site import REPOSITORY, Site
 
 
 class World(Site):
