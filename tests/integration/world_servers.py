@@ -27,7 +27,7 @@ NAMES = {
     "allowed.test": ["93.184.216.34"], "www.allowed.test": ["93.184.216.34"], "other.test": ["93.184.216.35"],
     "evil.test": ["93.184.216.66"], "private.test": ["10.9.9.9"], "meta.test": ["169.254.169.254"],
     "loop.test": ["127.0.0.1"], "mixed.test": ["93.184.216.34", "10.9.9.9"], "api.test": ["93.184.216.36"],
-    "search.test": ["93.184.216.37"], "git.test": ["93.184.216.38"],
+    "search.test": ["93.184.216.37"], "git.test": ["93.184.216.38"], "badcert.test": ["93.184.216.39"],
 }  # fmt: skip
 ADDRESSES = sorted({address for found in NAMES.values() for address in found} - {"127.0.0.1"})
 BIG = 8_388_608
@@ -143,7 +143,7 @@ def certificates(directory: Path) -> ssl.SSLContext:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False)
         .sign(ca_key, hashes.SHA256())
     )
-    alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES])
+    alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES if name != "badcert.test"])
     leaf = (
         builder(x509.Name([]), key.public_key())
         .add_extension(alternatives, True)
