@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= $(shell test -x /usr/bin/python3 && /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo /usr/bin/python3 || command -v python3)
 BIN := .venv/bin
 DEBIAN := git python3 python3-venv ca-certificates
+DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-decision bench-agentdojo prove clean
+.PHONY: help setup demo test test-egress check format bench bench-decision bench-agentdojo prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,7 +28,14 @@ demo: setup ## the main job: an honest task, then a hijacked agent that gets now
 	@$(BIN)/python demo/demo.py
 
 test: setup ## the tests; ends with what was skipped and why
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in $(DEBIAN_TEST); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
+	fi
 	@$(BIN)/pytest
+
+test-egress: setup ## every attempt to get out of a pod, and what is to work
+	@$(BIN)/pytest tests/network tests/adversarial/test_egress.py tests/integration/test_web_fetch.py tests/integration/test_drift.py
 
 check: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench demo proofs
