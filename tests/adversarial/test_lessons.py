@@ -64,7 +64,7 @@ def test_a_post_body_and_a_free_url_are_ways_out(site: Site) -> None:
     with Held(site, profile="web_research") as held:
         for more in ({"method": "POST", "body": SECRET}, {"url": f"https://example.com/?q={SECRET}"}):
             reply = held.operate(kind="web_fetch", **{"url": "https://example.com/", **more})
-            assert reply["kind"] == "no_egress"
+            assert reply["kind"] == "approval_required"
             assert last(site, "denied")["decision"]["verdict"] == "ask"
     for profile in ("web_research", "pr_review"):
         options = ("--profile", profile, "--egress", "--")

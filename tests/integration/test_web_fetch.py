@@ -15,7 +15,9 @@ POLICY = """\
 version: 1
 name: fetches
 capabilities: {web_fetch: always}
-hosts: {allow: [allowed.test, private.test, meta.test, loop.test, mixed.test, api.test, badcert.test], deny: [evil.test]}
+hosts:
+  allow: [allowed.test, private.test, meta.test, loop.test, mixed.test, api.test, badcert.test]
+  deny: [evil.test]
 trifecta: provenance
 """
 TASK = "Read https://allowed.test and https://api.test"

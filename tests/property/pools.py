@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nucleus.lattice import Context, Policy
 from nucleus.lattice import capability as cap
 from nucleus.lattice.exposure import Exposure
+from nucleus.lattice.network import NetRule
 from nucleus.lattice.policy import (
     EVERYTHING,
     FLOORS,
@@ -24,6 +25,7 @@ from nucleus.lattice.policy import (
     CommandRule,
     TimeWindow,
     ToolRule,
+    connecting,
     live_legs,
     modes,
 )
@@ -52,6 +54,11 @@ RULES = (
     CommandRule("env"),
     CommandRule("./x"),
 )
+NETWORK = (
+    NetRule("a.com", 443, "tls"), NetRule("a.com", 443, "tls", trusted=True), NetRule("*.a.com", 443, "tls"),
+    NetRule("b.org", 80, "http", methods=("GET",)), NetRule("b.org", 80, "http", approve=True),
+    NetRule("10.0.0.0/8", 22, "tcp"), NetRule("10.1.0.0/16", 22, "tcp", trusted=True),
+)  # fmt: skip
 TOOLS = ("s/read", "s/send", "s/*", "t/*")
 DESTINATIONS = ((), ("to",), ("to", "cc"))
 SECOND = 1_000_000_000
@@ -120,7 +127,7 @@ def spread(size: int) -> st.SearchStrategy[int]:
 
 def build(
     caps: int, budget: int, window: tuple[int, int, int], allows: tuple[int, int, int], lists: tuple[int, ...],
-    mode: str, tools: tuple[int, int], floor: int,
+    mode: str, tools: tuple[int, int], floor: int, network: tuple[int, int],
 ) -> Policy:  # fmt: skip
     return Policy(
         "p", caps, budget,
@@ -131,6 +138,7 @@ def build(
         hosts_allow=allow_list(HOSTS, allows[2]), hosts_ask=chosen(HOSTS, lists[3]), hosts_deny=chosen(HOSTS, lists[4]),
         isolation_floor=FLOORS[floor], trifecta="+".join(MODES[mode]),
         tools=frozenset(map(table, tools)) if tools[1] else frozenset((table(tools[0]),)),
+        network=frozenset(chosen(NETWORK, mask) for mask in network),
     )  # fmt: skip
 
 
@@ -147,6 +155,7 @@ policies = st.builds(
     st.sampled_from(tuple(MODES)),
     st.tuples(tables, st.just(0) | tables),
     st.sampled_from((*[0] * 7, 1)),
+    st.integers(0, 127).flatmap(lambda mask: st.just((mask, mask)) | st.tuples(st.just(mask), st.integers(0, 127))),
 )
 exposures = st.builds(
     lambda bits, steered: Exposure(("x",) if bits & 1 else (), ("y",) if bits & 2 else (), steered),
@@ -221,6 +230,12 @@ def tool(name: str, **arguments: Any) -> ops.CallTool:
     return ops.CallTool(server=server, tool=called, arguments=arguments)
 
 
+CONNECTIONS: tuple[tuple[str, int, Any], ...] = (
+    ("a.com", 443, "tls"), ("s.a.com", 443, "tls"), ("a.com", 22, "tcp"), ("b.org", 80, "http"),
+    ("10.1.2.3", 22, "tcp"), ("10.9.9.9", 22, "tcp"), ("c.net", 443, "tls"),
+)  # fmt: skip
+
+
 def _operations() -> tuple[ops.Base, ...]:
     out: list[ops.Base] = [ops.GitStatus(), ops.GitDiff(), ops.WebSearch(query="x")]
     for path in PATHS:
@@ -240,6 +255,11 @@ def _operations() -> tuple[ops.Base, ...]:
         tool("s/read"), tool("s/send", to="bob@x.org"), tool("s/send", to="eve@y.org", cc=["bob@x.org"]),
         tool("s/other"), tool("t/x", to="https://a.com/x"), tool("u/x"),
     ]  # fmt: skip
+    for host, port, protocol in CONNECTIONS:
+        for method in ("", "GET", "POST"):
+            out.append(
+                ops.Connect(conn=1, host=host, port=port, protocol=protocol, method=method, path="/x" if method else "")
+            )
     return tuple(validate_operation(operation) for operation in out)
 
 
@@ -256,13 +276,14 @@ def normal(policy: Policy, context: Context) -> Policy:
         return policy
     with_legs = cap.legs(egress=context.egress, trusted_workspace=context.trusted_workspace)
     outside = live_legs(policy) | context.seen.bits()
-    tools = policy.tools
+    tools, network = policy.tools, policy.network
     if cap.trifecta(policy.capabilities, with_legs, outside | cap.EXFILTRATION):
         tools = frozenset(
             frozenset(replace(rule, approve=True) if rule.legs & cap.EXFILTRATION else rule for rule in each)
             for each in tools
         )
-    return replace(policy, capabilities=cap.nu(policy.capabilities, with_legs, outside), tools=tools)
+        network = connecting(network)
+    return replace(policy, capabilities=cap.nu(policy.capabilities, with_legs, outside), tools=tools, network=network)
 
 
 # --- a policy below another one, not by a meet ---

@@ -71,6 +71,7 @@ def test_leq_in_every_dimension(a: Policy, b: Policy) -> None:
 DIMENSIONS = (
     "capabilities", "budget_limit", "time_window", "paths_allow", "paths_block", "commands_allow", "commands_ask",
     "commands_deny", "hosts_allow", "hosts_ask", "hosts_deny", "isolation_floor", "trifecta", "tools",
+    "network",
 )  # fmt: skip
 
 
@@ -98,8 +99,12 @@ def test_a_delegate_never_exceeds_its_normalized_parent(
 def test_chains_of_delegation_are_order_free_among_the_same_tools(
     parent: Policy, a: Policy, b: Policy, mode: str
 ) -> None:
-    """A child that brings tools of its own brings legs, and may be asked for more: then order counts."""
-    parent, a, b = (replace(each, tools=parent.tools, trifecta=mode) for each in (parent, a, b))
+    """A child that brings tools of its own brings legs, and may be asked for more: then order counts.
+
+    So with lists of connections, whose asks `leq` compares list by list.
+    """
+    same = {"tools": parent.tools, "network": parent.network, "trifecta": mode}
+    parent, a, b = (replace(each, **same) for each in (parent, a, b))
     one, other = delegate(delegate(parent, a), b), delegate(delegate(parent, b), a)
     assert leq(one, other)
     assert leq(other, one)

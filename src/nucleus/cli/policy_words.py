@@ -20,7 +20,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "read": ("path",), "write": ("path",), "edit": ("path",), "glob": ("pattern", "path"), "grep": ("pattern", "path"),
     "run": ("argv*",), "git_status": (), "git_diff": (), "git_commit": ("paths*",), "web_fetch": ("url", "method"),
     "web_search": ("query*",), "git_push": ("remote", "ref"), "create_pr": ("title",),
-    "manage_pods": ("action", "name"), "tool": ("name", "arguments"),
+    "manage_pods": ("action", "name"), "tool": ("name", "arguments"), "connect": ("target", "method", "path"),
 }  # fmt: skip
 _FILLED = {"write": {"content": ""}, "edit": {"old": "-", "new": ""}, "git_commit": {"message": "-"}}
 SEEN = ("private", "untrusted", "steered")
@@ -57,6 +57,8 @@ def operation(words: list[str]) -> Base:
         raise invalid(f"unknown operation {kind[:100]!r}; known: {', '.join(FIELDS)}")
     if rest[:1] == ["--"]:
         rest = rest[1:]
+    if kind == "connect":
+        return _connect(rest)
     raw: dict[str, Any] = {"kind": kind, **_FILLED.get(kind, {})}
     for name in FIELDS[kind]:
         if name.endswith("*"):
@@ -91,6 +93,33 @@ def _tool(raw: dict[str, Any]) -> None:
         raise invalid("tool: the arguments are a JSON object")
 
 
+def _connect(words: list[str]) -> Base:
+    """``connect HOST[:PORT] [METHOD [PATH]]``: what the pod's gateway would ask."""
+    from nucleus.lattice.network import parse_target, protocol_of
+    from nucleus.server.wire import parse_connect
+
+    if not 1 <= len(words) <= 3:
+        raise invalid("connect takes HOST[:PORT] and, where a request is meant, METHOD and PATH")
+    try:
+        host, port = parse_target(words[0])
+    except ValueError as error:
+        raise invalid(f"connect: {error}") from None
+    method = words[1].upper() if len(words) > 1 else "GET" if protocol_of(port) == "http" else ""
+    path = words[2] if len(words) > 2 else "/" if method else ""
+    name = host.partition("/")[0]
+    return parse_connect(
+        {
+            "kind": "connect",
+            "conn": 1,
+            "host": name,
+            "port": port,
+            "protocol": protocol_of(port),
+            "method": method,
+            "path": path,
+        }
+    )
+
+
 def words_of(op: Any) -> list[str]:
     """The words that name `op`."""
     import json
@@ -98,6 +127,9 @@ def words_of(op: Any) -> list[str]:
     if op.kind == "tool":
         arguments = [json.dumps(op.arguments, ensure_ascii=False)] if op.arguments else []
         return ["tool", f"{op.server}/{op.tool}", *arguments]
+    if op.kind == "connect":
+        to = f"[{op.host}/128]:{op.port}" if ":" in op.host else f"{op.host}:{op.port}"
+        return ["connect", to, *([op.method, op.path] if op.method else [])]
     words = [op.kind]
     for name in FIELDS[op.kind]:
         value = getattr(op, name.removesuffix("*"))

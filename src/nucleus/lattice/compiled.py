@@ -74,7 +74,7 @@ class Compiled:
     """
 
     __slots__ = (
-        "allowed", "ask", "blocked", "deny", "ends_ns", "floor", "hosts", "hosts_ask", "hosts_deny",
+        "allowed", "ask", "blocked", "connects", "deny", "ends_ns", "floor", "hosts", "hosts_ask", "hosts_deny",
         "lasts_ns", "listed", "listed_paths", "modes", "normals", "policy", "provenance",
         "session", "standings", "starts_ns", "static", "tools", "touchy", "watched",
     )  # fmt: skip
@@ -110,6 +110,7 @@ class Compiled:
         self.session = "session" in self.modes
         self.provenance = "provenance" in self.modes
         self.tools = live_legs(policy)
+        self.connects = all(policy.network)  # one list that is empty admits nothing
         self.normals: dict[tuple[bool, bool, int], int] = {}
 
     def normal(self, egress: bool, trusted: bool, seen: int) -> int:

@@ -45,7 +45,7 @@ from nucleus.lattice.compiled import Compiled, Rules, compiled
 from nucleus.lattice.exposure import NOTHING, Exposure, tool_rules
 from nucleus.lattice.network import NetRule
 from nucleus.lattice.paths import is_protected, is_sensitive
-from nucleus.lattice.policy import FLOORS, NOWHERE, Policy, ToolRule
+from nucleus.lattice.policy import FLOORS, Policy, ToolRule
 from nucleus.lattice.provenance import Knowledge
 from nucleus.model.decision import Decision, Verdict
 from nucleus.validate.urls import split_url
@@ -521,7 +521,7 @@ def _run(case: _Case, operation: Base) -> None:
     cwd: str = getattr(operation, "cwd", ".")
     command = analyse(argv, cwd)
     requires = command.requires
-    if requires and case.policy.network != NOWHERE:
+    if requires and case.ready.connects:
         requires = requires - _CONNECTING  # each connection is decided by itself, whatever the words say
     needed = ("run_bash", *(name for name in cap.NAMES if name in requires)) if requires else _RUN_ALONE
     for name in needed:
@@ -538,7 +538,7 @@ def _run(case: _Case, operation: Base) -> None:
             _listed_path(case, path, "run_bash", glob, write=path in command.written, search=path in weak)
     case.met.append(_MET_PATHS)
     _lines(case, command)
-    for url in command.urls if case.policy.network == NOWHERE else ():
+    for url in () if case.ready.connects else command.urls:
         _host(case, url, "run_bash")
     for name in needed:
         _attended(case, name, operation)

@@ -19,6 +19,7 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice.compiled import Compiled, compiled
 from nucleus.lattice.explain import dollars, duration, folded
 from nucleus.lattice.implies import admitted, caught_by, glob_covered, host_covered
+from nucleus.lattice.network import leq_rules
 from nucleus.lattice.policy import FLOORS, Everything, Policy, TimeWindow, leq_tools, modes
 from nucleus.lattice.witness import RANK, Witness, witnesses
 
@@ -123,6 +124,8 @@ def _dimension_of(rule: str, obligations: tuple[str, ...], capability: str, b: P
     title, _, name = rule.partition(".")
     if title in ("paths", "commands", "hosts", "isolation"):
         return [rule]
+    if title == "network":
+        return ["network.allow"]
     if title in ("time_window", "tools") or rule == "low_risk.tools":
         return [title if title != "low_risk" else "tools"]
     if title == "trifecta" and name not in modes(b.trifecta):
@@ -135,7 +138,8 @@ def _dimension_of(rule: str, obligations: tuple[str, ...], capability: str, b: P
 
 def _capabilities_of(obligations: tuple[str, ...], capability: str) -> list[str]:
     names = [obligation.partition(":")[2] for obligation in obligations] or [capability]
-    return ["tools" if name == "tools" else f"capabilities.{name}" for name in names]
+    titles = {"tools": "tools", "network": "network.allow"}
+    return [titles.get(name, f"capabilities.{name}") for name in names]
 
 
 # --- dimensions ---
@@ -153,6 +157,7 @@ def dimensions(a: Policy, b: Policy) -> Iterable[Dimension]:
     yield _dimension("paths.block", before, after, _blocks, _set_texts(before, after))
     for title, caught in (("commands", caught_by), ("hosts", host_covered)):
         yield from _caught(a, b, title, caught)
+    yield _network(x, y)
     yield _tools(x, y)
     yield _dimension("budget", a.budget_limit, b.budget_limit, lambda p, q: p <= q, _texts(a, b, _budget))
     yield _dimension("time_window", a.time_window, b.time_window, _window_leq, _texts(a, b, _window))
@@ -257,6 +262,26 @@ def _tools(x: Compiled, y: Compiled) -> Dimension:
         _joined([*(f"+{name}" for name in new), *(f"~{name}" for name in changed)]),
     )
     return _dimension("tools", x, y, tables_leq, texts)
+
+
+def _network(x: Compiled, y: Compiled) -> Dimension:
+    def lists_leq(p: Compiled, q: Compiled) -> bool:
+        listed = all(any(leq_rules(mine, theirs) for mine in p.policy.network) for theirs in q.policy.network)
+        if not listed or not p.policy.ways_out():
+            return listed
+        return all(_connection_asks(p, *at) or not _connection_asks(q, *at) for at in _everywhere())
+
+    before, after = ({str(rule) for rules in ready.policy.network for rule in rules} for ready in (x, y))
+    return _dimension("network.allow", x, y, lists_leq, _set_texts(before, after))
+
+
+def _connection_asks(ready: Compiled, egress: bool, trusted: bool, seen: int) -> bool:
+    """Would mode ``static`` ask for a connection that the user does not vouch for?"""
+    if not ready.static:
+        return False
+    with_legs = cap.legs(egress=egress, trusted_workspace=trusted)
+    outside = ready.tools | seen | cap.EXFILTRATION | cap.UNTRUSTED
+    return bool(cap.trifecta(ready.policy.capabilities, with_legs, outside))
 
 
 def _everywhere() -> Iterable[tuple[bool, bool, int]]:

@@ -20,14 +20,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nucleus.lattice.paths import path_set
 
 if TYPE_CHECKING:  # weight: only policies with ranges, and connections to addresses
     import ipaddress
 
-PROTOCOLS = ("tls", "http", "tcp")
+Protocol = Literal["tls", "http", "tcp"]
+PROTOCOLS: tuple[Protocol, ...] = ("tls", "http", "tcp")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _BY_PORT = {443: "tls", 8443: "tls", 80: "http", 8080: "http"}
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")

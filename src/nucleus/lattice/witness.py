@@ -16,6 +16,7 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
 from nucleus.lattice.decision import Context, decide, decide_path
 from nucleus.lattice.exposure import NOTHING, Exposure
+from nucleus.lattice.network import PROTOCOLS, NetRule
 from nucleus.lattice.policy import FLOORS, Argument, CommandRule, Everything, Policy
 from nucleus.model import operation as ops
 from nucleus.model.decision import Decision, Verdict
@@ -180,6 +181,8 @@ def _listed(a: Policy, b: Policy) -> Iterator[ops.Base]:
             yield ops.WebFetch(url=f"https://{host}/")
             yield ops.WebFetch(url=f"https://{host}/", method="POST", body="x")
             yield ops.Run(argv=("curl", f"https://{host}/"))
+    for connection in _entries(a.network) | _entries(b.network):
+        yield from _connections(connection)
     rules = _difference(a, b, "commands_allow", "commands_ask", "commands_deny")
     if cap.level(a.capabilities, "run_bash") != cap.level(b.capabilities, "run_bash"):
         rules |= _entries(a.commands_allow) | _entries(b.commands_allow)  # what low_risk asks for, and always does not
@@ -188,6 +191,18 @@ def _listed(a: Policy, b: Policy) -> Iterator[ops.Base]:
             for argv in _argvs(rule):
                 yield ops.Run(argv=argv)
                 yield ops.Run(argv=("env", *argv))
+
+
+def _connections(rule: NetRule) -> Iterator[ops.Base]:
+    """What one rule of ``network.allow`` names, and what lies beside it."""
+    host = f"sub.{rule.host[2:]}" if rule.host.startswith("*.") else rule.host.partition("/")[0]
+    names = (host, f"sub.{host}") if "/" not in rule.host else (host,)
+    for name in names:
+        for protocol in PROTOCOLS:
+            for method in ("", *(rule.methods or ("GET",)), "DELETE"):
+                paths = [f"/{name}" for glob in rule.paths for name in _names(glob.lstrip("/"))] or ["/"]
+                for path in paths if method else [""]:
+                    yield ops.Connect(conn=1, host=name, port=rule.port, protocol=protocol, method=method, path=path)
 
 
 def _home(a: Policy, b: Policy) -> str:
