@@ -54,7 +54,6 @@ def _connection(rule: NetRule) -> str:
     parts = [f"host: {_quote(rule.host)}", f"port: {rule.port}", f"protocol: {rule.protocol}"]
     parts += [f"methods: {_flow(rule.methods)}"] if rule.methods else []
     parts += [f"paths: {_flow(map(_quote, rule.paths))}"] if rule.paths else []
-    parts += [f"credential: {rule.credential}"] if rule.credential else []
     parts += [f"{name}: true" for name in ("trusted", "approve") if getattr(rule, name)]
     return f"{{{', '.join(parts)}}}"
 

@@ -18,7 +18,7 @@ Format, version 1 (docs/policy.md explains it, `schema` is the same for editors;
              and examples: match: [[git, status], git status -s], not_match: [...]
     hosts: {allow: everything|[host or *.parent], ask: [...], deny: [...]}
     network: {allow: [host, "*.parent", host:port, range:port or {host: .., port: 443, protocol: tls|http|tcp,
-              methods: [GET], paths: ["/v1/**"], credential: name, trusted: false, approve: false}]}
+              methods: [GET], paths: ["/v1/**"], trusted: false, approve: false}]}
     tools: {server/tool or server/*: {legs: [private|untrusted|exfiltration|state] *, destination: [argument],
             level: low_risk, approve: false, names: [field of its answer], members: [field]}}
     budget: {limit_usd: "5.00"}                      six decimals at most
@@ -235,6 +235,8 @@ class _Loader:
         keys = self.reader.map(node, "network", ("allow",))
         if "allow" not in keys:
             return self.base.network
+        if keys["allow"].kind == "scalar":
+            raise self.reader.bad(keys["allow"], "network.allow: a list such as [pypi.org, github.com:22]")
         out = []
         for part in self.reader.lists(keys["allow"], "network.allow"):
             entries = [(item, load_network.rule(self.reader, item)) for item in part.items]

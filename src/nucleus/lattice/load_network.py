@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import string
-
 from nucleus.lattice.network import METHODS, PROTOCOLS, NetRule, parse_host, parse_port, parse_target, protocol_of
 from nucleus.lattice.reader import Reader
 from nucleus.lattice.yamltree import Node
 
-_KEYS = ("host", "port", "protocol", "methods", "paths", "credential", "trusted", "approve")
-_CREDENTIAL = frozenset(string.ascii_lowercase + string.digits + "-_")
+_KEYS = ("host", "port", "protocol", "methods", "paths", "trusted", "approve")
 _PATH_BYTES = 1_024
 
 
@@ -35,16 +32,13 @@ def rule(reader: Reader, node: Node) -> NetRule:
         )
     )
     paths = tuple(dict.fromkeys(_path(reader, item) for item in _items(reader, keys, "paths", "at least one path")))
-    credential = reader.text(keys["credential"], "credential") if "credential" in keys else ""
-    if "credential" in keys and (not 0 < len(credential) <= 63 or not set(credential) <= _CREDENTIAL):
-        raise reader.bad(keys["credential"], "credential: the name of a secret, 1 to 63 of a-z, 0-9, '-' and '_'")
     found = NetRule(
-        host, port, protocol, methods, paths, credential,
+        host, port, protocol, methods, paths,
         trusted=reader.flag(keys["trusted"], "trusted") if "trusted" in keys else False,
         approve=reader.flag(keys["approve"], "approve") if "approve" in keys else False,
     )  # fmt: skip
-    if protocol == "tcp" and (methods or paths or credential):
-        raise reader.bad(node, f"{what}: methods, paths and credentials need protocol tls or http")
+    if protocol != "http" and (methods or paths):
+        raise reader.bad(node, f"{what}: methods and paths need protocol http: TLS is not opened in this version")
     return found
 
 

@@ -7,8 +7,8 @@ rule                                             | covers
 ``github.com:22``                                | that port; read as TLS at 443 and 8443, HTTP at 80 and 8080, else
                                                  | not looked into
 ``10.0.0.0/8:5432``, ``"[fd00::/8]:443"``        | addresses: the only way to one that is not public
-``{host:, port:, protocol:, methods:, paths:,    | and only these requests, where HTTP is seen; with a credential of
-credential:, trusted:, approve:}``               | the host's that the pod never sees
+``{host:, port:, protocol: http, methods:,       | and only these requests of a connection that speaks HTTP
+paths:, trusted:, approve:}``                    |
 
 Within one list any rule that covers a connection admits it, and the most permissive one counts; every list of the
 conjunction has to admit it. So more rules are looser, and more lists tighter.
@@ -42,8 +42,7 @@ class NetRule:
         host: a name in lower case, ``*.parent``, or a range of addresses in CIDR notation.
         port: 1 to 65535.
         protocol: how the connection is read: one of `PROTOCOLS`.
-        methods, paths: what of HTTP; empty for all. With either, each request is seen (TLS is ended in the gateway).
-        credential: the name of the host's secret that the gateway adds.
+        methods, paths: what of HTTP; empty for all.
         trusted: the user vouches for the destination: the trifecta does not ask for it.
         approve: a person each time.
     """
@@ -53,21 +52,19 @@ class NetRule:
     protocol: str
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
-    credential: str = ""
     trusted: bool = False
     approve: bool = False
 
     @property
     def requests(self) -> bool:
         """Must each request be seen?"""
-        return bool(self.methods or self.paths or self.credential) or self.protocol == "http"
+        return bool(self.methods or self.paths) or self.protocol == "http"
 
     def __str__(self) -> str:
         text = f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
         extra = [self.protocol] if self.protocol != protocol_of(self.port) else []
         extra += [f"methods {'|'.join(self.methods)}"] if self.methods else []
         extra += [f"paths {' '.join(self.paths)}"] if self.paths else []
-        extra += [f"credential {self.credential}"] if self.credential else []
         extra += [name for name in ("trusted", "approve") if getattr(self, name)]
         return f"{text} ({', '.join(extra)})" if extra else text
 
@@ -216,7 +213,7 @@ def leq_rule(a: NetRule, b: NetRule) -> bool:
         host = inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
     return (
         host
-        and (a.port, a.protocol, a.credential) == (b.port, b.protocol, b.credential)
+        and (a.port, a.protocol) == (b.port, b.protocol)
         and (not b.methods or (bool(a.methods) and set(a.methods) <= set(b.methods)))
         and (not b.paths or (bool(a.paths) and set(a.paths) <= set(b.paths)))
         and (a.requests or not b.requests)

@@ -209,10 +209,6 @@ class Policy:
             return True
         return any(cap.level(self.capabilities, name) != cap.NEVER for name in CARRIED)
 
-    def credentials(self) -> tuple[str, ...]:
-        """The names of the host's secrets that its rules use, sorted."""
-        return tuple(sorted({rule.credential for rules in self.network for rule in rules} - {""}))
-
     @property
     def window_ns(self) -> int:
         """How long a pod may live, nanoseconds."""

@@ -92,7 +92,6 @@ def _connection() -> dict[str, Any]:
     """An entry of ``network.allow``."""
     http = {"methods": {**_list({"enum": list(METHODS)}), "minItems": 1}}
     http["paths"] = {**_list({"type": "string", "pattern": "^/", "maxLength": 1_024}), "minItems": 1}
-    http["credential"] = {"type": _SCALAR, "pattern": "^[a-z0-9_-]{1,63}$"}
     properties = {
         "host": {"type": "string", "minLength": 1},
         "port": {"type": ["string", "integer"], "pattern": "^[0-9]{1,5}$", "minimum": 1, "maximum": 65_535},

@@ -51,13 +51,11 @@ PORTS = {443: "tls", 8443: "tls", 80: "http", 8080: "http"}
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the gateway knows of one network rule. `http`: each request has to be seen."""
+    """What the gateway knows of one network rule."""
 
     host: str
     port: int
     protocol: str
-    http: bool = False
-    credential: str = ""
 
 
 @dataclass(slots=True)

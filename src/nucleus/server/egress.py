@@ -215,10 +215,4 @@ def rules_data(policy: Policy) -> list[list[dict[str, Any]]]:
 
 
 def _rule_data(rule: NetRule) -> dict[str, Any]:
-    return {
-        "host": rule.host,
-        "port": rule.port,
-        "protocol": rule.protocol,
-        "http": bool(rule.methods or rule.paths or rule.credential),
-        "credential": rule.credential,
-    }
+    return {"host": rule.host, "port": rule.port, "protocol": rule.protocol}

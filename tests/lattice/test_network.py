@@ -1,0 +1,192 @@
+"""Rules of ``network.allow``: how they are read, what they cover, and what is decided of a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nucleus.errors import InvalidError
+from nucleus.lattice import Context, decide, parse_policy
+from nucleus.lattice.diff import diff
+from nucleus.lattice.emit import emit
+from nucleus.lattice.exposure import Exposure
+from nucleus.lattice.network import NetRule, admits, covers, leq_rule, parse_host, parse_target
+from nucleus.lattice.policy import NOWHERE, Policy
+from nucleus.model.decision import Verdict
+from nucleus.model.operation import Connect
+from nucleus.server.wire import parse_connect, parse_operation
+from nucleus.store.policies import bundled
+
+BASE = "version: 1\nname: t\ncapabilities: {read_files: always, run_bash: always}\n"
+
+
+def policy(network: str, more: str = "") -> Policy:
+    return parse_policy(f"{BASE}network: {{allow: {network}}}\n{more}", "t")
+
+
+def connect(host: str, port: int = 443, **more: Any) -> Connect:
+    raw = {"kind": "connect", "conn": 1, "host": host, "port": port, "protocol": "tls", **more}
+    found = parse_connect(raw)
+    assert isinstance(found, Connect)
+    return found
+
+
+def verdict(found: Policy, operation: Connect, **context: Any) -> tuple[str, str]:
+    made = decide(found, operation, Context(now_ns=10, started_ns=5, egress=True, **context))
+    return made.verdict.value, made.rule
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("pypi.org", ("pypi.org", 443)), ("PyPI.org", ("pypi.org", 443)), ("github.com:22", ("github.com", 22)),
+        ("*.example.com", ("*.example.com", 443)), ("10.0.0.0/8:5432", ("10.0.0.0/8", 5432)),
+        ("[fd00::/8]:443", ("fd00::/8", 443)), ("xn--bcher-kva.example", ("xn--bcher-kva.example", 443)),
+        ("_dmarc.example.com", ("_dmarc.example.com", 443)),
+    ],
+)  # fmt: skip
+def test_short_forms(text: str, target: tuple[str, int]) -> None:
+    assert parse_target(text) == target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "*", "*.com", "a..b", "-a.com", "a.com:0", "a.com:65536", "a.com:x", "10.0.0.1", "0x7f.1",
+        "127.1", "2130706433", "10.0.0.1/8:1", "fd00::/8", "bücher.example", "a b.com", "https://a.com", "user@a.com", "a.com/x",
+        "[::1]:443x", "*.*.a.com", "a.*.com",
+    ],
+)  # fmt: skip
+def test_what_is_no_rule(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_target(text)
+    with pytest.raises(InvalidError, match=r"t:4:\d+"):
+        policy(f'["{text}"]')
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{port: 443}", "{host: a.com, ports: 1}", "{host: a.com, port: http}", "{host: a.com, protocol: udp}",
+        "{host: a.com, methods: []}", "{host: a.com, methods: [GET]}", "{host: a.com, port: 80, methods: [FETCH]}",
+        "{host: a.com, port: 80, paths: [v1]}", "{host: a.com, trusted: maybe}", "[a.com]",
+        "{host: a.com, credential: x}",
+    ],
+)  # fmt: skip
+def test_long_forms_are_strict(entry: str) -> None:
+    with pytest.raises(InvalidError, match=r"t:4:\d+"):
+        policy(f"[{entry}]")
+
+
+def test_everything_is_no_list() -> None:
+    for text in ("everything", "a.com"):
+        with pytest.raises(InvalidError, match=r"t:4:\d+.*a list"):
+            policy(text)
+
+
+def test_covers() -> None:
+    assert covers("*.a.com", "x.y.a.com")
+    assert not covers("*.a.com", "a.com")
+    assert not covers("*.a.com", "xa.com")
+    assert covers("10.0.0.0/8", "10.9.9.9")
+    assert not covers("10.0.0.0/8", "11.0.0.1")
+    assert not covers("10.0.0.0/8", "ten.example")
+    assert not covers("*.0.1", "10.0.0.1")
+    assert parse_host("A.b.") == "a.b"
+
+
+def test_what_is_listed_and_what_is_not() -> None:
+    found = policy('[a.com, "b.org:22", {host: c.net, trusted: true}]', "trifecta: session\n")
+    assert verdict(found, connect("a.com")) == ("allow", "network.allow")
+    for host, port in (("x.a.com", 443), ("a.com", 80), ("evil.test", 443), ("93.184.216.34", 443)):
+        assert verdict(found, connect(host, port)) == ("deny", "network.allow")
+    assert verdict(found, connect("b.org", 22, protocol="tcp")) == ("allow", "network.allow")
+    assert verdict(found, connect("b.org", 22)) == ("deny", "network.request")
+    line = decide(found, connect("evil.test", 22), Context(now_ns=10, started_ns=5)).next_step
+    assert "evil.test:22" in line
+    assert verdict(policy("[]"), connect("a.com")) == ("deny", "network.allow")
+
+
+@pytest.mark.parametrize("inner", ["evil.test", "-", "ech"])
+def test_the_name_inside_is_the_name(inner: str) -> None:
+    found = policy("[{host: a.com, trusted: true}]")
+    assert verdict(found, connect("a.com", inner=inner)) == ("deny", "network.inner")
+    assert verdict(found, connect("a.com", inner="a.com")) == ("allow", "network.allow")
+
+
+def test_requests() -> None:
+    found = policy('[{host: a.com, port: 80, methods: [GET], paths: ["/v1/**"], trusted: true}]')
+
+    def of(method: str, path: str) -> str:
+        return verdict(found, connect("a.com", 80, protocol="http", method=method, path=path))[0]
+
+    assert of("GET", "/v1/x?q=1") == "allow"
+    for method, path in (("POST", "/v1/x"), ("GET", "/v2/x"), ("GET", "/"), ("GET", "/v1/../v2"),
+                         ("GET", "/v1/%2e%2e/v2"), ("GET", "/v1//x"), ("GET", "/v1/%2fx"), ("GET", "/x/v1/y"), ("", "")):  # fmt: skip
+        assert of(method, path) == "deny", path
+    assert admits(NetRule("a.com", 80, "http"), "http", "PUT", "/")
+    assert not admits(NetRule("a.com", 80, "http"), "http", "", "")
+
+
+def test_the_trifecta_asks_but_for_what_is_vouched_for() -> None:
+    both = Exposure(("read x",), ("web y",))
+    lists = "[a.com, {host: c.net, trusted: true}]"
+    static = policy(lists)
+    assert verdict(static, connect("a.com")) == ("ask", "trifecta.static")
+    assert verdict(static, connect("c.net")) == ("allow", "network.allow")
+    session = policy(lists, "trifecta: session\n")
+    assert verdict(session, connect("a.com"), seen=Exposure(("x",))) == ("allow", "network.allow")
+    assert verdict(session, connect("a.com"), seen=both) == ("ask", "trifecta.session")
+    provenance = policy(lists, "trifecta: provenance\n")
+    assert verdict(provenance, connect("a.com"), task="install from a.com") == ("allow", "network.allow")
+    assert verdict(provenance, connect("a.com"), task="install it") == ("ask", "trifecta.provenance")
+    for found in (static, session, provenance):
+        assert verdict(found, connect("c.net"), seen=both) == ("allow", "network.allow")
+    assert verdict(policy("[{host: a.com, trusted: true, approve: true}]"), connect("a.com")) == (
+        "ask",
+        "network.approve",
+    )
+    assert verdict(policy("[a.com]", "hosts: {deny: [a.com]}\n"), connect("a.com")) == ("deny", "hosts.deny")
+
+
+def test_no_door_takes_a_connection() -> None:
+    with pytest.raises(InvalidError):
+        parse_operation({"kind": "connect", "conn": 1, "host": "a.com", "port": 443, "protocol": "tls"})
+
+
+def test_extending_only_narrows() -> None:
+    with pytest.raises(InvalidError, match=r"c:4:\d+.*network.allow: evil.test"):
+        parse_policy("version: 1\nname: c\nextends: codegen\nnetwork: {allow: [evil.test]}\n", "c", bundled())
+    wide, narrow = NetRule("*.a.com", 443, "tls", trusted=True), NetRule("x.a.com", 443, "tls")
+    assert leq_rule(narrow, wide)
+    assert not leq_rule(wide, narrow)
+    assert leq_rule(NetRule("10.1.0.0/16", 22, "tcp"), NetRule("10.0.0.0/8", 22, "tcp"))
+    assert not leq_rule(NetRule("a.com", 80, "http"), NetRule("a.com", 80, "http", methods=("GET",)))
+
+
+def test_written_down_it_is_the_same() -> None:
+    found = policy('{all_of: [[a.com, "10.0.0.0/8:22"], [{host: a.com, port: 80, methods: [GET], paths: ["/x"]}]]}')
+    assert parse_policy(emit(found), "again") == found
+    assert policy("[]").network == NOWHERE
+
+
+def test_diff_shows_a_connection() -> None:
+    found = diff(
+        policy("[{host: a.com, trusted: true}]"), policy("[{host: a.com, trusted: true}, {host: b.org, trusted: true}]")
+    )
+    assert found.looser
+    assert any(getattr(shown.witness.operation, "host", "") == "b.org" for shown in found.witnesses)
+    lost = diff(policy("[a.com]"), policy("[{host: a.com, trusted: true}]"))
+    assert any(shown.witness.before.verdict is Verdict.ASK for shown in lost.witnesses)
+    assert not diff(policy("[a.com, b.org]"), policy("[a.com]")).looser
+
+
+def test_a_commands_words_decide_nothing_where_connections_are_decided() -> None:
+    from nucleus.model.operation import Run
+
+    run = Run(argv=("curl", "https://evil.test/"))
+    context = Context(now_ns=10, started_ns=5)
+    allowed = policy("[{host: a.com, trusted: true}]", "commands: {allow: everything}\n")
+    assert decide(allowed, run, context).verdict is Verdict.ALLOW
+    assert decide(policy("[]", "commands: {allow: everything}\n"), run, context).verdict is not Verdict.ALLOW
