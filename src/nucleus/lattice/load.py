@@ -239,7 +239,8 @@ class _Loader:
             raise self.reader.bad(keys["allow"], "network.allow: a list such as [pypi.org, github.com:22]")
         out = []
         for part in self.reader.lists(keys["allow"], "network.allow"):
-            entries = [(item, load_network.rule(self.reader, item)) for item in part.items]
+            items = self.reader.items(part, "network.allow")
+            entries = [(item, load_network.rule(self.reader, item)) for item in items]
             for item, rule in entries:
                 self._refuse(item, extends.looser_connection, rule)
             out.append(frozenset(rule for _, rule in entries))
