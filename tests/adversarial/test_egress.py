@@ -87,6 +87,13 @@ def test_each_refusal_is_on_record_with_the_line_to_add(attempts: dict[str, dict
     assert world.verify().returncode == 0
 
 
+def test_why_says_which_line_to_add(world: World) -> None:
+    run(world, "curl", "-sS", "-x", "http://127.0.0.1:3128", "http://evil.test/asked")
+    told = world.cli("why", "--last")
+    assert told.returncode == 0, told.stderr
+    assert "- evil.test:80" in told.stdout
+
+
 def run(world: World, *argv: str, policy: str = POLICY) -> tuple[int, str]:
     done = world.cli("exec", "--policy", world.policy(policy), "--workdir", str(world.workspace), "--", *argv)
     return done.returncode, done.stdout + done.stderr

@@ -117,11 +117,11 @@ def line(record: dict[str, Any]) -> str:
     seconds, ns = divmod(record["time_ns"], 1_000_000_000)
     decision, outcome, context = record["decision"], record["outcome"], record["context"]
     parts = [
-        f"{record['seq']:>6} {_clock(seconds)}.{ns // 1_000_000:03d} {record['pod'] or '-':<12} {record['event']:<10}",
-        _short(record["operation"]),
+        f"{record['seq']:>6} {clock(seconds)}.{ns // 1_000_000:03d} {record['pod'] or '-':<12} {record['event']:<10}",
+        short(record["operation"]),
         _decided(decision) if isinstance(decision, dict) and decision else "",
-        f"-> {_short(outcome)}" if outcome else "",
-        _short({k: v for k, v in context.items() if k not in ("reservation", "reserved")}) if context else "",
+        f"-> {short(outcome)}" if outcome else "",
+        short({k: v for k, v in context.items() if k not in ("reservation", "reserved")}) if context else "",
         record["principal"],
     ]
     return escape("  ".join(part for part in parts if part))
@@ -132,14 +132,16 @@ def _decided(decision: dict[str, Any]) -> str:
     return f"[{decision.get('verdict', '')} {decision.get('rule', '')}{by}]"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A record's field on one line, cut."""
     if isinstance(value, str):
         return value[:200]
     text = " ".join(f"{k}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def _clock(seconds: int) -> str:
+def clock(seconds: int) -> str:
+    """UTC."""
     import time
 
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
