@@ -33,7 +33,17 @@ from nucleus.store.policies import bundled
 
 _IDLE_S = 0.2
 # In pieces: a request that comes meanwhile waits for one of them, not for all.
-_LATER = ("ssl", "cryptography.x509", "multidict", "yarl", "aiohttp.http", "aiohttp.web", "nucleus.server.agent_door")
+_LATER = (
+    "ssl",
+    "cryptography.x509",
+    "multidict",
+    "yarl",
+    "aiohttp.http",
+    "aiohttp.web",
+    "nucleus.server.agent_door",
+    "nucleus.network.gateway",
+    "nucleus.network.proxy",
+)
 _profiles: dict[str, str] = {}  # filled before the first fork
 
 
