@@ -150,6 +150,8 @@ def test_the_trifecta_asks_but_for_what_is_vouched_for() -> None:
         "network.approve",
     )
     assert verdict(policy("[a.com]", "hosts: {deny: [a.com]}\n"), connect("a.com")) == ("deny", "hosts.deny")
+    vouched = "[{host: a.com, trusted: true}]"
+    assert verdict(policy(vouched, "hosts: {ask: [a.com]}\n"), connect("a.com")) == ("ask", "hosts.ask")
 
 
 def test_no_door_takes_a_connection() -> None:

@@ -399,6 +399,8 @@ def _connect(case: _Case, operation: Any) -> Decision:
     to = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if (line := case.ready.hosts_deny.find(host)) is not None:
         case.deny("hosts.deny", "this host is denied by the policy", f"hosts.deny: {line}", "Change `hosts.deny`.")
+    elif (line := case.ready.hosts_ask.find(host)) is not None:
+        case.ask("network", "hosts.ask", "the policy asks for this host", f"hosts.ask: {line}")
     # The name inside is the one that the other side acts on.
     if operation.inner and operation.inner != host and not network.is_address(host):
         case.deny("network.inner", *_INNER.get(operation.inner, _INNER[""]))
