@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from nucleus.lattice.network import METHODS, PROTOCOLS, NetRule, parse_host, parse_port, parse_target, protocol_of
+from nucleus.lattice.network import (
+    CLIENT,
+    METHODS,
+    PROTOCOLS,
+    NetRule,
+    parse_host,
+    parse_port,
+    parse_target,
+    protocol_of,
+)
 from nucleus.lattice.reader import Reader
 from nucleus.lattice.yamltree import Node
 
-_KEYS = ("host", "port", "protocol", "methods", "paths", "trusted", "approve")
+_KEYS = ("host", "port", "protocol", "methods", "paths", "trusted", "approve", "credential", "model", "price")
 _PATH_BYTES = 1_024
+_PRICES = ("input", "output", "cache_read", "cache_write")
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+# What a model's API is, unless its rule says otherwise: where, and what of it an agent needs.
+MODELS = {
+    "anthropic": ("api.anthropic.com", ("/v1/messages", "/v1/messages/count_tokens", "/v1/models", "/v1/models/*")),
+    "openai": (
+        "api.openai.com",
+        ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/models", "/v1/models/*"),
+    ),
+}
 
 
 def rule(reader: Reader, node: Node) -> NetRule:
@@ -19,27 +38,71 @@ def rule(reader: Reader, node: Node) -> NetRule:
         except ValueError as error:
             raise reader.bad(node, f"{what}: {error}") from None
         return NetRule(host, port, protocol_of(port))
-    keys = reader.map(node, what, _KEYS, ("host",))
-    try:
-        host = parse_host(reader.text(keys["host"], "host"))
-    except ValueError as error:
-        raise reader.bad(keys["host"], f"host: {error}") from None
+    keys = reader.map(node, what, _KEYS)
+    model = reader.choice(keys["model"], "model", tuple(MODELS)) if "model" in keys else ""
+    if "host" not in keys and not model:
+        raise reader.bad(node, f"{what}: a rule names its host")
+    host = _host(reader, keys["host"]) if "host" in keys else MODELS[model][0]
     port = _port(reader, keys["port"]) if "port" in keys else 443
     protocol = reader.choice(keys["protocol"], "protocol", PROTOCOLS) if "protocol" in keys else protocol_of(port)
+    opened = [name for name in ("methods", "paths", "credential", "model") if name in keys]
+    if opened and protocol == "tls" and "protocol" not in keys:
+        protocol = "https"
     methods = tuple(
         dict.fromkeys(
             reader.choice(item, "methods", METHODS) for item in _items(reader, keys, "methods", "at least one method")
         )
     )
     paths = tuple(dict.fromkeys(_path(reader, item) for item in _items(reader, keys, "paths", "at least one path")))
+    credential = _credential(reader, keys["credential"]) if "credential" in keys else ""
     found = NetRule(
-        host, port, protocol, methods, paths,
-        trusted=reader.flag(keys["trusted"], "trusted") if "trusted" in keys else False,
+        host, port, protocol,
+        methods or (("GET", "POST") if model else ()),
+        paths or (MODELS[model][1] if model else ()),
+        # The model has seen everything that the agent has: it is no further way out.
+        trusted=reader.flag(keys["trusted"], "trusted") if "trusted" in keys else bool(model),
         approve=reader.flag(keys["approve"], "approve") if "approve" in keys else False,
+        credential=credential,
+        model=model,
+        price=_price(reader, keys["price"]) if "price" in keys else (),
     )  # fmt: skip
-    if protocol != "http" and (methods or paths):
-        raise reader.bad(node, f"{what}: methods and paths need protocol http: TLS is not opened in this version")
+    if protocol not in ("http", "https") and opened:
+        raise reader.bad(node, f"{what}: {opened[0]} need protocol http, or https (TLS that the gateway opens)")
+    if (protocol == "https" or model) and "/" in host:
+        raise reader.bad(node, f"{what}: https, and a model, need a name, not a range of addresses")
+    if credential not in ("", CLIENT) and protocol == "http" and not model:
+        raise reader.bad(node, f"{what}: a credential is only added where TLS protects it: protocol https")
+    if model and not credential:
+        raise reader.bad(node, f"{what}: a model needs a credential (`nucleus credentials set`), or `client`")
+    if "price" in keys and not model:
+        raise reader.bad(keys["price"], "price: only a model has one")
     return found
+
+
+def _host(reader: Reader, node: Node) -> str:
+    try:
+        return parse_host(reader.text(node, "host"))
+    except ValueError as error:
+        raise reader.bad(node, f"host: {error}") from None
+
+
+def _credential(reader: Reader, node: Node) -> str:
+    text = reader.text(node, "credential")
+    if not text or len(text) > 63 or not set(text) <= _NAME or not text[0].isalpha():
+        raise reader.bad(node, "credential: a name such as github-token: a-z, 0-9, and -_. inside, at most 63")
+    return text
+
+
+def _price(reader: Reader, node: Node) -> tuple[int, ...]:
+    """Micro-dollars for a million tokens; what is left out is the input's."""
+    keys = reader.map(node, "price", _PRICES, ("input", "output"))
+    found = {}
+    for name, value in keys.items():
+        text = reader.text(value, f"price.{name}")
+        if not text.isascii() or not text.isdigit() or len(text) > 10:
+            raise reader.bad(value, f"price.{name}: micro-dollars for a million tokens, such as 3000000")
+        found[name] = int(text)
+    return tuple(found.get(name, found["input"]) for name in _PRICES)
 
 
 def _items(reader: Reader, keys: dict[str, Node], key: str, least: str) -> list[Node]:

@@ -7,11 +7,13 @@ rule                                             | covers
 ``github.com:22``                                | that port; read as TLS at 443 and 8443, HTTP at 80 and 8080, else
                                                  | not looked into
 ``10.0.0.0/8:5432``, ``"[fd00::/8]:443"``        | addresses: the only way to one that is not public
-``{host:, port:, protocol: http, methods:,       | and only these requests of a connection that speaks HTTP
-paths:, trusted:, approve:}``                    |
+``{host:, port:, methods:, paths:, credential:,  | and only these requests: of HTTP, or of HTTP in a TLS that the
+trusted:, approve:}``                            | gateway opens (``https``)
+``{model: anthropic, credential:, price:}``      | a model's API: its listed requests, at a local endpoint, metered
 
 Within one list any rule that covers a connection admits it, and the most permissive one counts; every list of the
-conjunction has to admit it. So more rules are looser, and more lists tighter.
+conjunction has to admit it. So more rules are looser, and more lists tighter. A credential is added to a request only
+where every list names the same one; ``client`` lets the client's own pass, which an opened request otherwise loses.
 Pure.
 """
 
@@ -27,8 +29,9 @@ from nucleus.lattice.paths import path_set
 if TYPE_CHECKING:  # weight: only policies with ranges, and connections to addresses
     import ipaddress
 
-Protocol = Literal["tls", "http", "tcp"]
-PROTOCOLS: tuple[Protocol, ...] = ("tls", "http", "tcp")
+Protocol = Literal["tls", "http", "https", "tcp"]
+PROTOCOLS: tuple[Protocol, ...] = ("tls", "http", "https", "tcp")
+CLIENT = "client"  # the credential that is the client's own
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _BY_PORT = {443: "tls", 8443: "tls", 80: "http", 8080: "http"}
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -43,6 +46,9 @@ class NetRule:
         port: 1 to 65535.
         protocol: how the connection is read: one of `PROTOCOLS`.
         methods, paths: what of HTTP; empty for all.
+        credential: what the gateway adds, by the name that the host knows it by; `CLIENT`: the client's own passes.
+        model: the kind of model API that this is, "" for none.
+        price: of a model, micro-dollars for a million tokens: input, output, cache read, cache write; () for dear.
         trusted: the user vouches for the destination: the trifecta does not ask for it.
         approve: a person each time.
     """
@@ -54,17 +60,28 @@ class NetRule:
     paths: tuple[str, ...] = ()
     trusted: bool = False
     approve: bool = False
+    credential: str = ""
+    model: str = ""
+    price: tuple[int, ...] = ()
 
     @property
     def requests(self) -> bool:
         """Must each request be seen?"""
-        return bool(self.methods or self.paths) or self.protocol == "http"
+        return bool(self.methods or self.paths) or self.protocol in ("http", "https")
+
+    @property
+    def grants(self) -> str:
+        """The credential that it lets a request carry: in a TLS that nobody opens, the client's own."""
+        return CLIENT if self.protocol in ("tls", "tcp") else self.credential
 
     def __str__(self) -> str:
         text = f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
         extra = [self.protocol] if self.protocol != protocol_of(self.port) else []
         extra += [f"methods {'|'.join(self.methods)}"] if self.methods else []
         extra += [f"paths {' '.join(self.paths)}"] if self.paths else []
+        extra += [f"credential {self.credential}"] if self.credential else []
+        extra += [f"model {self.model}"] if self.model else []
+        extra += [f"price {' '.join(map(str, self.price))}"] if self.price else []
         extra += [name for name in ("trusted", "approve") if getattr(self, name)]
         return f"{text} ({', '.join(extra)})" if extra else text
 
@@ -164,22 +181,39 @@ def rules_for(table: Iterable[NetRule], host: str, port: int) -> tuple[NetRule, 
 
 def admits(rule: NetRule, protocol: str, method: str, path: str) -> bool:
     """Does a rule that covers the destination admit this request of it ("" where none was seen)?"""
-    if rule.protocol != protocol or (rule.requests and not method):
+    # Who may have a TLS of their own may have one that is opened: it shows more and carries less.
+    if (rule.protocol != protocol and (rule.protocol, protocol) != ("tls", "https")) or (rule.requests and not method):
         return False
     if rule.methods and method not in rule.methods:
         return False
     return not rule.paths or _path_admitted(rule.paths, path)
 
 
+def credentials(lists: Iterable[Iterable[NetRule]], operation: Any) -> tuple[str, ...]:
+    """The credentials that every list lets this request carry: `CLIENT` alone, or names; two are an unclear policy."""
+    common: set[str] | None = None
+    for rules in lists:
+        granted = {rule.grants for rule in _admitting(rules, operation)} - {""}
+        common = granted if common is None else common & granted
+    named = sorted((common or set()) - {CLIENT})
+    return tuple(named) if named or CLIENT not in (common or ()) else (CLIENT,)
+
+
+def models(lists: Iterable[Iterable[NetRule]], operation: Any) -> tuple[str, tuple[int, ...]]:
+    """Which model API this request is for, and the dearest price of the rules that say so; ("", ()) for none."""
+    found = [rule for rules in lists for rule in _admitting(rules, operation) if rule.model]
+    prices = [rule.price for rule in found]
+    return (found[0].model, () if () in prices else max(prices)) if found else ("", ())
+
+
+def _admitting(rules: Iterable[NetRule], operation: Any) -> list[NetRule]:
+    asked = operation.protocol, operation.method, operation.path
+    return [rule for rule in rules_for(rules, operation.host, operation.port) if admits(rule, *asked)]
+
+
 def vouched(lists: Iterable[Iterable[NetRule]], operation: Any) -> bool:
     """Does every list have a trusted rule that admits this connection?"""
-    return all(
-        any(
-            rule.trusted and admits(rule, operation.protocol, operation.method, operation.path)
-            for rule in rules_for(rules, operation.host, operation.port)
-        )
-        for rules in lists
-    )
+    return all(any(rule.trusted for rule in _admitting(rules, operation)) for rules in lists)
 
 
 def _path_admitted(globs: tuple[str, ...], path: str) -> bool:
@@ -213,7 +247,10 @@ def leq_rule(a: NetRule, b: NetRule) -> bool:
         host = inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
     return (
         host
-        and (a.port, a.protocol) == (b.port, b.protocol)
+        and a.port == b.port
+        and (a.protocol == b.protocol or (a.protocol, b.protocol) == ("https", "tls"))
+        and a.grants in ("", b.grants)
+        and (not b.model or (a.model, a.price) == (b.model, b.price))
         and (not b.methods or (bool(a.methods) and set(a.methods) <= set(b.methods)))
         and (not b.paths or (bool(a.paths) and set(a.paths) <= set(b.paths)))
         and (a.requests or not b.requests)

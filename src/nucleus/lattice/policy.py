@@ -261,7 +261,7 @@ def live_legs(policy: Policy) -> int:
         for rule in table:
             if rule.level != cap.NEVER:
                 legs |= rule.legs & (cap.PRIVATE | cap.UNTRUSTED | cap.EXFILTRATION)
-    if all(policy.network):
+    if policy.ways_out():
         legs |= cap.UNTRUSTED  # what comes back from anywhere
     return legs
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
+from nucleus.lattice.load_network import MODELS
 from nucleus.lattice.network import METHODS, PROTOCOLS
 from nucleus.lattice.policy import FLOORS, MODES
 
@@ -33,6 +34,7 @@ _GLOB = {
 }  # fmt: skip
 _HOST = {"type": _SCALAR, "pattern": "^(\\*\\.)?[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*\\.?$"}
 _WORD = {"type": _SCALAR}
+_PRICE = {"type": ["string", "integer"], "pattern": "^[0-9]{1,10}$", "minimum": 0, "maximum": 9_999_999_999}
 _LEVEL = {"enum": list(cap.LEVELS)}
 _MOMENT = {"type": "string", "pattern": "^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}T[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}Z$"}
 _TOOL = "^[a-z0-9_-]{1,63}/(\\*|[^/ *]{1,128})$"
@@ -99,8 +101,14 @@ def _connection() -> dict[str, Any]:
         **http,
         "trusted": {"type": "boolean", "default": False},
         "approve": {"type": "boolean", "default": False},
+        "credential": {"type": "string", "pattern": "^[a-z][a-z0-9_.-]{0,62}$"},
+        "model": {"enum": list(MODELS)},
+        "price": _object(
+            {name: {**_PRICE} for name in ("input", "output", "cache_read", "cache_write")}, "input", "output"
+        ),
     }
-    return {"anyOf": [{"type": "string", "minLength": 1}, _object(properties, "host")]}
+    rule = {**_object(properties), "anyOf": [{"required": ["host"]}, {"required": ["model"]}]}
+    return {"anyOf": [{"type": "string", "minLength": 1}, rule]}
 
 
 def _definitions() -> dict[str, Any]:

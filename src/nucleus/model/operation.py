@@ -218,7 +218,7 @@ class Connect(Base):
     conn: int = Field(ge=0, lt=1 << 53)
     host: str
     port: int = Field(ge=1, le=65_535)
-    protocol: Literal["tls", "http", "tcp"]
+    protocol: Literal["tls", "http", "https", "tcp"]
     inner: str = ""
     method: str = ""
     path: str = ""
