@@ -83,11 +83,14 @@ class Site:
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **keywords},
         )  # fmt: skip
 
-    def cli(self, *arguments: str, timeout: float = 60, program: str = "nucleus") -> subprocess.CompletedProcess[str]:
-        """Run the CLI to its end."""
-        with self.start([str(BIN / program), *arguments]) as child:
+    def cli(
+        self, *arguments: str, timeout: float = 60, program: str = "nucleus", feed: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the CLI to its end, `feed` on its standard input."""
+        piped = {"stdin": subprocess.PIPE} if feed is not None else {}
+        with self.start([str(BIN / program), *arguments], **piped) as child:
             try:
-                out, err = child.communicate(timeout=timeout)
+                out, err = child.communicate(feed, timeout=timeout)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 raise

@@ -14,7 +14,16 @@ import socket
 from typing import Any
 
 from nucleus.authority import fields, identities
-from nucleus.authority.peers import APPROVER, GATE, WORKLOAD, WORKLOAD_CONNECTIONS, Attested, Channel, WorkloadDoor
+from nucleus.authority.peers import (
+    APPROVER,
+    GATE,
+    VAULT,
+    WORKLOAD,
+    WORKLOAD_CONNECTIONS,
+    Attested,
+    Channel,
+    WorkloadDoor,
+)
 from nucleus.authority.service import Service
 from nucleus.errors import AuditError, InvalidError, NucleusError
 from nucleus.frames import Frame
@@ -199,6 +208,11 @@ class Loop:
                 if sum(c.kind == APPROVER for c in self._channels.values()) >= MAX_APPROVERS:
                     raise InvalidError("too many approvers", rule="attach.approver")
                 self._add(Channel(sock, self._epoll, APPROVER, uid=fields.uid(body)))
+            elif role == VAULT:
+                names = body.get("names")
+                if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                    raise InvalidError("a vault is attached for the names of credentials", rule="frames.field")
+                self._add(Channel(sock, self._epoll, VAULT, pod=self._open_pod(body), names=frozenset(names)))
             elif role == WORKLOAD:
                 return self._listen(sock, self._open_pod(body), fields.uid(body), body.get("whose", "agent"))
             else:

@@ -110,7 +110,7 @@ def open_state(state_dir: str, trust_domain: str) -> Service:
     at_start(ledger, log, scan, system, log.torn)
     if log.head.seq:
         ledger.checkpoint(log.head)
-    return Service(ledger, log, Issuer(state_dir, trust_domain), trust_domain, system)
+    return Service(ledger, log, Issuer(state_dir, trust_domain), trust_domain, system, f"{state_dir}/credentials")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,14 @@ from nucleus.limits import LIMITS
 if TYPE_CHECKING:
     from nucleus.identity.workload import Peer, WorkloadListener
 
-GATE, APPROVER, WORKLOAD = "gate", "approver", "workload"
-_IN = {GATE: LIMITS.request_bytes, APPROVER: 65_536, WORKLOAD: 16_384}  # bytes of one frame
-_OUT = {GATE: 1_048_576, APPROVER: LIMITS.request_bytes, WORKLOAD: 262_144}  # bytes that wait to be read
+GATE, APPROVER, WORKLOAD, VAULT = "gate", "approver", "workload", "vault"
+_IN = {GATE: LIMITS.request_bytes, APPROVER: 65_536, WORKLOAD: 16_384, VAULT: 1_024}  # bytes of one frame
+_OUT = {
+    GATE: 1_048_576,
+    APPROVER: LIMITS.request_bytes,
+    WORKLOAD: 262_144,
+    VAULT: 262_144,
+}  # bytes that wait to be read
 WORKLOAD_CONNECTIONS = 8  # of one pod at a time
 WORKLOAD_BURST = 20
 WORKLOAD_EVERY_NS = 500_000_000  # after the burst, one request each
@@ -37,12 +42,14 @@ class Channel(Stream):
         pod: str = "",
         uid: int = -1,
         attested: Attested | None = None,
+        names: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(sock, epoll, _IN[kind], _OUT[kind])
         self.kind = kind
         self.pod = pod
         self.uid = uid
         self.attested = attested
+        self.names = names  # of the credentials that a vault's other end may fetch
 
 
 class WorkloadDoor:

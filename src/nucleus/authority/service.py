@@ -14,13 +14,14 @@ Does not: do I/O of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nucleus.authority import fields, identities
 from nucleus.authority.approvals import PRINCIPAL_BYTES, Desk
 from nucleus.authority.batch import Batch
 from nucleus.authority.clock import Clock
-from nucleus.authority.peers import APPROVER, GATE, WORKLOAD, Channel
+from nucleus.authority.peers import APPROVER, GATE, VAULT, WORKLOAD, Channel
 from nucleus.authority.recovery import resolve
 from nucleus.budget.cost import amount as checked
 from nucleus.budget.reservation import Phase
@@ -45,10 +46,17 @@ class Service:
         issuer: signs SVIDs.
         trust_domain: of every name that is given out.
         clock: read once per turn.
+        credentials: the directory of the credentials that gateways may fetch; "" for none.
     """
 
     def __init__(
-        self, ledger: Ledger, log: AuditLog, issuer: identities.Issuer, trust_domain: str, clock: Clock
+        self,
+        ledger: Ledger,
+        log: AuditLog,
+        issuer: identities.Issuer,
+        trust_domain: str,
+        clock: Clock,
+        credentials: str = "",
     ) -> None:
         self.ledger = ledger
         self.log = log
@@ -58,6 +66,7 @@ class Service:
         self._issuer = issuer
         self._trust_domain = trust_domain
         self._clock = clock
+        self._credentials = credentials
 
     def now(self) -> tuple[int, int]:
         """The clocks: nanoseconds since the epoch, monotonic nanoseconds."""
@@ -85,6 +94,8 @@ class Service:
                 self.desk.approver(channel, ident, channel.uid, header, self.batch)
             elif channel.kind == WORKLOAD:
                 self._workload(channel, ident, header)
+            elif channel.kind == VAULT:
+                self._vault(channel, ident, header)
         except NucleusError as error:
             if isinstance(error, AuditError) and error.rule.startswith("ledger."):
                 self.batch.break_off(error)
@@ -232,6 +243,19 @@ class Service:
                 channel.fail(ident, identities.unavailable())
 
         self.batch.answer(None, 0, None, recorded=True, then=then)
+
+    # Gateways
+
+    def _vault(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        """One credential, read anew each time: a change or a removal holds from the next request on."""
+        from nucleus.store.credentials import Credentials  # weight: pods whose policy names credentials
+
+        name = header.get("name")
+        self._pod(channel)
+        if header.get("op") != "credential" or not isinstance(name, str) or name not in channel.names:
+            raise DeniedError("this pod's policy does not name that credential", rule="credentials.name")
+        found = Credentials(Path(self._credentials)).get(name)
+        self.batch.answer(channel, ident, found.to_wire())
 
     # What the loop and the builder tell
 

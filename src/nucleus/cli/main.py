@@ -27,6 +27,7 @@ usage: nucleus [--no-helper] VERB ...
   serve      a pod for an orchestrator on this host, over mutual TLS
   approvals  list, show, answer or watch approval requests
   policy     list, show, check, explain, diff or meet policies
+  credentials secrets that stay on the host and are added by a pod's gateway
   why        what was refused last, by which rule, and what to do
   audit      verify or read the audit log (also: nucleus-audit)
   doctor     what isolation this machine gives, and what is missing
@@ -39,7 +40,7 @@ usage: nucleus [--no-helper] VERB ...
 exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
             6 sandbox unavailable
 """
-VERBS = ("exec", "run", "learn", "serve", "approvals", "policy", "why", "audit", "doctor", "helper")
+VERBS = ("exec", "run", "learn", "serve", "approvals", "policy", "credentials", "why", "audit", "doctor", "helper")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -365,6 +365,7 @@ def _summary(outcome: Outcome | None, failure: NucleusError | None) -> dict[str,
         "up",
         "down",
         "ended",
+        "credential",
         "content_type",
     )
     return {"status": "ok", **{name: outcome.result[name] for name in kept if name in outcome.result}}

@@ -401,6 +401,8 @@ def _connect(case: _Case, operation: Any) -> Decision:
         case.deny("hosts.deny", "this host is denied by the policy", f"hosts.deny: {line}", "Change `hosts.deny`.")
     elif (line := case.ready.hosts_ask.find(host)) is not None:
         case.ask("network", "hosts.ask", "the policy asks for this host", f"hosts.ask: {line}")
+    if operation.fault:
+        case.deny("network.fault", "the gateway does not send such a request on", operation.fault)
     # The name inside is the one that the other side acts on.
     if operation.inner and operation.inner != host and not network.is_address(host):
         case.deny("network.inner", *_INNER.get(operation.inner, _INNER[""]))

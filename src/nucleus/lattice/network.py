@@ -199,13 +199,6 @@ def credentials(lists: Iterable[Iterable[NetRule]], operation: Any) -> tuple[str
     return tuple(named) if named or CLIENT not in (common or ()) else (CLIENT,)
 
 
-def models(lists: Iterable[Iterable[NetRule]], operation: Any) -> tuple[str, tuple[int, ...]]:
-    """Which model API this request is for, and the dearest price of the rules that say so; ("", ()) for none."""
-    found = [rule for rules in lists for rule in _admitting(rules, operation) if rule.model]
-    prices = [rule.price for rule in found]
-    return (found[0].model, () if () in prices else max(prices)) if found else ("", ())
-
-
 def _admitting(rules: Iterable[NetRule], operation: Any) -> list[NetRule]:
     asked = operation.protocol, operation.method, operation.path
     return [rule for rule in rules_for(rules, operation.host, operation.port) if admits(rule, *asked)]

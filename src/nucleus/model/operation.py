@@ -210,6 +210,7 @@ class Connect(Base):
         method, path: of a request that is seen.
         part: the n-th allowance of bytes of the same connection.
         upper: micro-dollars to reserve beyond the base.
+        fault: what the gateway found wrong with it: asked for only to be refused and put on record.
     """
 
     capability = "network"
@@ -224,6 +225,7 @@ class Connect(Base):
     path: str = ""
     part: int = Field(default=0, ge=0, lt=1 << 31)
     upper: int = Field(default=0, ge=0, lt=1 << 40)
+    fault: str = Field(default="", max_length=200)
 
 
 OPERATIONS: tuple[type[Base], ...] = (

@@ -66,6 +66,8 @@ class Allowed:
         observer: sees the exchange and each piece of the answer's body before the client does; may call `stop`.
         allowance, more: as of `relay.Relay`.
         done: called once when the exchange is over, whatever became of it.
+        head: the request to send in place of the client's: another destination, another body.
+        default_port: of its scheme, where that is not the connection's.
     """
 
     open: Callable[[], Awaitable[Stream]]
@@ -79,6 +81,8 @@ class Allowed:
     allowance: int = UNLIMITED
     more: Callable[[], Awaitable[int]] | None = None
     done: Callable[[Exchange], None] | None = None
+    head: Head | None = None
+    default_port: int = 0
 
     def __post_init__(self) -> None:
         if any(len(secret) < LEAST_BYTES for secret in self.secrets):
@@ -338,7 +342,7 @@ class Exchange:
         """The request's body, then watching whether the client stays. Never returns: it raises or is cancelled."""
         assert self._in is not None
         assert self._inbox is not None
-        batch = bytearray()
+        batch = bytearray(self.head.body)
         while not self._complete:
             # A request without a body was at its end when its head was read.
             whole = self._in.their_state in (h11.DONE, h11.MUST_CLOSE)
@@ -347,7 +351,8 @@ class Exchange:
                 batch += event.data
             elif whole or isinstance(event, h11.EndOfMessage):
                 await self._send_body(batch, end=True)
-                self._inbox.buffer[:0] = self._in.trailing_data[0]
+                if not whole:
+                    self._inbox.buffer[:0] = self._in.trailing_data[0]
                 self._complete = True
             else:
                 await self._send_body(batch, end=False)

@@ -13,7 +13,7 @@
 Promises: holds no policy and decides nothing: its rules say which names have an address and how a port is read; when
 its gate is gone, every connection is cut and it ends. Every byte of the pod is hostile, every byte from outside too.
 Relies on: listeners made inside the pod's network namespace, this process being outside it, the gate's channel.
-Does not: resolve a name for the pod (`dns` answers with synthetic addresses), or look into TLS.
+Does not: resolve a name for the pod (`dns` answers with synthetic addresses), or look into TLS that no rule has opened.
 """
 
 from __future__ import annotations
@@ -24,23 +24,29 @@ import socket
 import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError, NoEgressError, NucleusError
 from nucleus.frames import Frame
 from nucleus.limits import LIMITS
 from nucleus.network import addresses, upstream
 from nucleus.network.dns import Responder
-from nucleus.network.exchange import Allowed, Exchange, Refused
+from nucleus.network.exchange import Exchange
 from nucleus.network.hello import ACCESS_DENIED, Reader, alert
-from nucleus.network.http import HttpConnection
 from nucleus.network.httphead import Head, refusal
 from nucleus.network.names import Pool, covers
 from nucleus.network.relay import Relay
+from nucleus.network.requests import Requests, verified
 from nucleus.network.streams import SocketStream, Stream
 from nucleus.server.channel import Channel
 from nucleus.server.wire import error_from, error_object
 
+if TYPE_CHECKING:
+    from nucleus.network.metering import Metered
+    from nucleus.network.pod_ca import PodCa
+
+ENDPOINT = "model.internal"  # <api>.model.internal is the local endpoint of a model's API
+ASKED = ("host", "port", "protocol", "inner", "method", "path", "upper", "fault")
 CONNECTIONS = 256  # of one pod at a time
 HELLO_S = 10.0  # for a client to say what it wants
 HOLD_S = 330.0  # for a person to answer: a little more than an approval lives
@@ -56,6 +62,8 @@ class Rule:
     host: str
     port: int
     protocol: str
+    model: str = ""
+    price: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -68,6 +76,8 @@ class Target:
     inner: str = ""
     method: str = ""
     path: str = ""
+    upper: int = 0  # micro-dollars beyond the base
+    fault: str = ""
 
 
 @dataclass(slots=True)
@@ -77,6 +87,8 @@ class Conn:
     number: int
     target: Target
     part: int = 0
+    credential: str = ""  # as the gate said
+    metered: Metered | None = None
     go: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     mover: Relay | Exchange | None = None  # what copies, and counts
     task: asyncio.Task[Any] | None = None
@@ -86,8 +98,12 @@ class Conn:
 class Gateway:
     """See the module. One per pod; `serve` makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, authority: PodCa | None = None, vault: Channel | None = None) -> None:
+        self.allowance = LIMITS.connection_bytes
+        self._authority = authority
+        self._vault = vault
         self.rules: tuple[tuple[Rule, ...], ...] = ()
+        self.endpoints: dict[str, Rule] = {}
         self.pool = Pool()
         self.conns: dict[int, Conn] = {}
         self.clients: set[asyncio.Task[None]] = set()
@@ -106,12 +122,14 @@ class Gateway:
         conn = self.conns.get(header["conn"]) if isinstance(header.get("conn"), int) else None
         if op == "configure":
             self.rules = tuple(tuple(Rule(**rule) for rule in rules) for rules in header["rules"])
+            self.endpoints = _endpoints(self.rules)
             self.ready.set()
             self.channel.send({"id": ident, "ok": {}})
         elif op == "go" and isinstance(ident, int):
             if conn is None or conn.part != header.get("part") or conn.go.done():
                 self.channel.send({"id": ident, "ok": {"up": 0, "down": 0, "ended": "cut", "reason": "it was closed"}})
             else:
+                conn.credential = str(header.get("credential", ""))
                 conn.go.set_result(ident)
         elif op == "cut" and conn is not None:
             if conn.mover is not None:
@@ -128,15 +146,30 @@ class Gateway:
             self.channel.send({"id": ident, "ok": {"connections": [_shown(conn) for conn in self.conns.values()]}})
 
     def listed(self, host: str, port: int | None = None) -> Rule | None:
-        """The first list's rule for `host` and `port`, when every list has one."""
-        found = [next((rule for rule in rules if _matches(rule, host, port)), None) for rules in self.rules]
-        return found[0] if found and all(rule is not None for rule in found) else None
+        """How a connection to `host` and `port` is read, when every list has a rule for it.
+
+        TLS is opened where one list says so; whether all allow what is inside is the gate's to decide.
+        """
+        found = [[rule for rule in rules if _matches(rule, host, port)] for rules in self.rules]
+        if not found or not all(found):
+            return None
+        every = [rule for rules in found for rule in rules]
+        return next((rule for rule in every if rule.protocol == "https"), found[0][0])
+
+    def model(self, host: str, port: int) -> Rule | None:
+        """The model's rule for a destination, the dearest one."""
+        found = [rule for rules in self.rules for rule in rules if rule.model and _matches(rule, host, port)]
+        return max(found, key=lambda rule: (not rule.price, rule.price), default=None)
+
+    def endpoint(self, host: str, port: int) -> Rule | None:
+        """The model behind a local endpoint's name."""
+        return self.endpoints.get(host) if port == 80 else None
 
     async def ask(self, conn: Conn) -> int:
         """Steps 3: the id of the gate's `go`. Raises what the gate answered, or NoEgressError after `HOLD_S`."""
         target = conn.target
         conn.go = asyncio.get_running_loop().create_future()
-        wanted = {name: getattr(target, name) for name in ("host", "port", "protocol", "inner", "method", "path")}
+        wanted = {name: getattr(target, name) for name in ASKED}
         _, answer = self.channel.start({"op": "connect", "conn": conn.number, "part": conn.part, **wanted})
         waits: tuple[asyncio.Future[Any], ...] = (conn.go, answer)
         try:
@@ -161,8 +194,35 @@ class Gateway:
         up, down = (conn.mover.up, conn.mover.down) if conn.mover is not None else (0, 0)
         moved = {"up": up - conn.told[0], "down": down - conn.told[1]}
         conn.told = up, down
+        extra = conn.metered.part() if conn.metered is not None else 0
         with suppress(NucleusError):
-            self.channel.send({"id": ident, "ok": {**moved, "ended": ended, "reason": reason}})
+            self.channel.send({"id": ident, "ok": {**moved, "extra": extra, "ended": ended, "reason": reason}})
+
+    async def refused(self, host: str, port: int, protocol: str, fault: str, head: Head | None = None) -> None:
+        """Put on record what is refused here already: the gate denies it, whatever else it says."""
+        method, path = (head.method, head.path) if head is not None else ("", "")
+        conn = self.opened(Target(host, port, protocol, host, method, path, fault=fault[:200]))
+        try:
+            with suppress(NucleusError):
+                await self.ask(conn)
+        finally:
+            self.closed(conn)
+
+    async def credential(self, name: str, api: str) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]:
+        """The headers that carry a credential, and what must not come back. Raises NucleusError."""
+        from nucleus.store.credentials import Credential  # weight: pods whose policy names credentials
+
+        if self._vault is None:
+            raise NoEgressError("no credential is at hand here", rule="credentials.none")
+        frame = await self._vault.call({"op": "credential", "name": name})
+        if not isinstance(frame.header.get("ok"), dict):
+            raise error_from(frame.header.get("error"))
+        found = Credential.from_wire(frame.header["ok"])
+        if api:
+            from nucleus.network import models
+
+            return models.APIS[api].header(found.value.encode()), found.secrets()
+        return found.headers(), found.secrets()
 
     def opened(self, target: Target) -> Conn:
         """A new connection's entry; `closed` takes it away."""
@@ -226,10 +286,24 @@ class Gateway:
     async def arrived(self, client: socket.socket, host: str, port: int, early: bytes = b"") -> None:
         """Step 1 is done: `client` wants to go to `host` and `port`, and has said `early` already."""
         rule = self.listed(host, port)
-        if rule is not None and rule.protocol == "http":
+        if self.endpoint(host, port) is not None or (rule is not None and rule.protocol == "http"):
             await self.requests(client, host, port, early=early)
+        elif rule is not None and rule.protocol == "https" and self._authority is not None:
+            await self._opened(client, host, port, early)
         else:
             await self.carry(client, self.target(host, port), listed=rule is not None, early=early)
+
+    async def _opened(self, client: socket.socket, host: str, port: int, early: bytes) -> None:
+        """Steps 2 to 6 for TLS that ends here: the pod trusts our certificate for this one name."""
+        from nucleus.network.tls import TlsStream  # weight: only where a rule opens TLS
+
+        inner, read = await _server_name(client, early)
+        if inner != host:
+            await self.carry(client, Target(host, port, "tls"), listed=True, early=read)
+            return
+        assert self._authority is not None
+        stream = await TlsStream.server(SocketStream(client), self._authority.context(host), read)
+        await Requests(self, "https", (host, port)).serve(stream)
 
     def target(self, host: str, port: int) -> Target:
         """What a connection to `host` and `port` is read as."""
@@ -289,9 +363,7 @@ class Gateway:
             self.report(conn, ident, "cut")
             raise
         holder = [ident]
-        relay = Relay(
-            client, server, early=read, allowance=LIMITS.connection_bytes, more=lambda: self.more(conn, holder)
-        )
+        relay = Relay(client, server, early=read, allowance=self.allowance, more=lambda: self.more(conn, holder))
         conn.mover = relay
         ended = "cut"
         try:
@@ -309,44 +381,16 @@ class Gateway:
             holder.append(await self.ask(conn))
         except NucleusError:
             return 0
-        return LIMITS.connection_bytes
+        return self.allowance
 
     async def requests(self, client: socket.socket, host: str, port: int, early: bytes = b"") -> None:
         """Steps 2 to 6 for each request of a connection that speaks HTTP. `host` "": a client of the proxy says it."""
-        connection: HttpConnection
+        await Requests(self, "http", (host, port) if host else None).serve(SocketStream(client), early)
 
-        async def decide(head: Head) -> Allowed | Refused:
-            path = head.path + head.query
-            target = Target(head.host, head.port, "http", head.host, head.method, path)
-            conn = self.opened(target)
-            try:
-                holder = [await self.ask(conn)]
-            except NucleusError as error:
-                self.closed(conn)
-                return Refused(403, error.code, error.message)
-            except BaseException:
-                self.closed(conn)
-                raise
-
-            def done(exchange: Exchange) -> None:
-                conn.mover = exchange
-                for last in holder:
-                    self.report(conn, last, exchange.ended, exchange.reason)
-                self.closed(conn)
-
-            async def more() -> int:
-                conn.mover = connection.exchange
-                return await self.more(conn, holder)
-
-            async def reach() -> Stream:
-                conn.mover = connection.exchange
-                return SocketStream(await self.reach(target))
-
-            return Allowed(reach, allowance=LIMITS.connection_bytes, more=more, done=done)
-
-        expected = (host, port) if host else None
-        connection = HttpConnection(SocketStream(client), decide, expected=expected, default_port=80, early=early)
-        await connection.serve()
+    async def stream(self, target: Target) -> Stream:
+        """Step 4 for a request: `reach`, and TLS where the request came in one."""
+        stream = SocketStream(await self.reach(target))
+        return await verified(stream, target.host) if target.protocol == "https" else stream
 
     async def reach(self, target: Target) -> socket.socket:
         """Step 4: a connected socket to a checked address of `target`."""
@@ -360,7 +404,7 @@ class Gateway:
 
     def named(self, name: str) -> bool:
         """Does the pod's DNS know `name`? What it does not is told to the gate, once each."""
-        if self.listed(name) is not None:
+        if self.listed(name) is not None or name in self.endpoints:
             return True
         if name not in self._unlisted and len(self._unlisted) < 64:
             self._unlisted.add(name)
@@ -380,11 +424,14 @@ async def serve(
     proxy: socket.socket,
     dns_udp: socket.socket,
     dns_tcp: socket.socket,
+    authority: PodCa | None = None,
+    vault: socket.socket | None = None,
 ) -> None:
-    """Be the gateway of one pod until its gate is gone."""
+    """Be the gateway of one pod until its gate is gone. `vault`: the authority, which has the credentials."""
     from nucleus.network.proxy import serve_proxy
 
-    gateway = Gateway()
+    fetching = await Channel.over(vault, _locked) if vault is not None else None
+    gateway = Gateway(authority, fetching)
     over = asyncio.Event()
     gateway.channel = await Channel.over(
         gate,
@@ -404,6 +451,30 @@ async def serve(
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+    if fetching is not None:
+        fetching.close()
+
+
+def pod_authority(opens: list[str]) -> PodCa | None:
+    """The authority of a pod whose rules open the TLS of these hosts; None where none is opened."""
+    if not opens:
+        return None
+    from datetime import UTC, datetime
+
+    from nucleus.network.pod_ca import PodCa  # weight: cryptography
+
+    return PodCa(opens, datetime.now(UTC))
+
+
+def _locked() -> NucleusError:
+    return NoEgressError("the credentials are not at hand", rule="credentials.gone")
+
+
+def _endpoints(rules: tuple[tuple[Rule, ...], ...]) -> dict[str, Rule]:
+    """The local endpoint of each model's API, by name: the first rule for it that names one host."""
+    found = sorted((rule for some in rules for rule in some if rule.model), key=lambda rule: rule.host)
+    named = [rule for rule in found if not rule.host.startswith("*.")]
+    return {f"{rule.model}.{ENDPOINT}": rule for rule in reversed(named)}
 
 
 def _matches(rule: Rule, host: str, port: int | None) -> bool:

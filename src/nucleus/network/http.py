@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import h11
 
@@ -35,6 +36,8 @@ class HttpConnection:
         expected: (host, port) that every request has to be for; None for a proxy's client, which says it in full.
         default_port: 80, or 443 inside TLS.
         early: bytes that were already read from the client.
+        whole: how many bytes of this request's body, at most, `decide` has to see (`Head.body`); 0 for none of it.
+        faulty: told of a request that was refused here, by status, code and reason.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class HttpConnection:
         default_port: int = 80,
         early: bytes = b"",
         deadlines: Deadlines | None = None,
+        whole: Callable[[Head], int] = lambda head: 0,
+        faulty: Callable[[HeadError], Awaitable[None]] | None = None,
     ) -> None:
         self.exchange: Exchange | None = None
         self._client = client
@@ -53,6 +58,8 @@ class HttpConnection:
         self._expected = expected
         self._default_port = default_port
         self._deadlines = deadlines or Deadlines()
+        self._whole = whole
+        self._faulty = faulty
         self._inbox = Inbox(client, early)
         self._idle: tuple[tuple[str, int, str], Stream] | None = None
 
@@ -82,7 +89,11 @@ class HttpConnection:
             if block is None:
                 return False
             head = self._read(http, block)
+            if head.has_body and (bound := self._whole(head)):
+                head = await self._body(http, head, bound)
         except HeadError as error:
+            if self._faulty is not None:
+                await self._faulty(error)
             await self._answer(refusal(error.status, error.code, error.reason))
             return False
         verdict = await self._decided(head)
@@ -91,9 +102,12 @@ class HttpConnection:
             bodiless = head.method == "HEAD"
             await self._answer(refusal(verdict.status, verdict.code, verdict.reason, keep=keep, bodiless=bodiless))
             return keep
+        head = verdict.head or head
         wanted = (head.host, head.port, verdict.key)
         used = self._take_idle(wanted)
-        self.exchange = Exchange(head, verdict, http, self._inbox, used, self._default_port, self._deadlines)
+        self.exchange = Exchange(
+            head, verdict, http, self._inbox, used, verdict.default_port or self._default_port, self._deadlines
+        )
         try:
             keep = await self.exchange.carry()
             if (server := self.exchange.spare()) is not None:
@@ -149,6 +163,33 @@ class HttpConnection:
         if not head.has_body:
             http.next_event()
         return head
+
+    async def _body(self, http: h11.Connection, head: Head, bound: int) -> Head:
+        """The rest of step 1 for a request that is decided by its body, too."""
+        body = bytearray()
+        if head.expects:
+            await self._answer(http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+        while True:
+            try:
+                event = http.next_event()
+            except h11.RemoteProtocolError:
+                raise HeadError(400, "http.framing", "the request's body is malformed") from None
+            if isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            else:
+                try:
+                    async with asyncio.timeout(self._deadlines.body):
+                        if not self._inbox.buffer and not await self._inbox.fill():
+                            raise GoneError
+                except TimeoutError:
+                    raise HeadError(408, "http.slow", "the request's body did not arrive in time") from None
+                http.receive_data(self._inbox.take())
+            if len(body) > bound:
+                raise HeadError(413, "http.body", f"the request's body is longer than {bound} bytes")
+        self._inbox.buffer[:0] = http.trailing_data[0]
+        return replace(head, body=bytes(body), length=len(body), expects=False)
 
     async def _decided(self, head: Head) -> Allowed | Refused:
         """Step 2, ended by a client that hangs up meanwhile."""

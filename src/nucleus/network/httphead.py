@@ -18,7 +18,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import unquote_plus, unquote_to_bytes
 
@@ -80,6 +80,7 @@ class Head:
     version: str
     length: int | None
     expects: bool
+    body: bytes = field(default=b"", repr=False)  # whole, where it was read before the decision
 
     @property
     def has_body(self) -> bool:

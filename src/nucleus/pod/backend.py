@@ -92,11 +92,18 @@ class Backend(Protocol):
         ``{code, signal}``.
         """
 
-    async def start(self, box: Any, block: list[str], protect: list[str], registered: Future[None]) -> Started:
+    async def start(
+        self,
+        box: Any,
+        block: list[str],
+        protect: list[str],
+        registered: Future[None],
+        outward: dict[str, Any],
+    ) -> Started:
         """Apply the policy's hidden and read-only names to every view of the workspace, then run.
 
         Hands is ours and may start at once; the agent waits until the authority has `registered` the pod on disk, and
-        until hands is ready.
+        until hands is ready. `outward`: ``{env, ca}``, what programs are told of the ways out.
         """
 
     async def destroy(self, box: Any) -> None:

@@ -69,10 +69,10 @@ class Compartment:
         except OSError:
             self._failed(SandboxError(f"the {self.kind} compartment is gone", rule=f"pod.{self.kind}"))
 
-    def go(self, block: list[str], protect: list[str]) -> None:
+    def go(self, block: list[str], protect: list[str], outward: dict[str, Any]) -> None:
         """Release it."""
         try:
-            send_packet(self.status, {"go": True, "block": block, "protect": protect})
+            send_packet(self.status, {"go": True, "block": block, "protect": protect, **outward})
         except OSError as error:
             self._failed(
                 SandboxError(f"the {self.kind} compartment is gone", rule=f"pod.{self.kind}", next_step=str(error))
@@ -372,7 +372,12 @@ class Namespaces:
             made.ready.fail(SandboxError(f"cgroup: {error}", rule="pod.cgroup"))
 
     async def start(
-        self, box: NamespacesBox, block: list[str], protect: list[str], registered: Future[None]
+        self,
+        box: NamespacesBox,
+        block: list[str],
+        protect: list[str],
+        registered: Future[None],
+        outward: dict[str, Any],
     ) -> Started:
         """See `Backend.start`."""
         started = Started()
@@ -384,7 +389,7 @@ class Namespaces:
                 made.ready.result()  # it failed while it was prepared
             if kind == "agent":
                 await registered
-            made.go(block, protect)
+            made.go(block, protect, outward)
             box.protect = protect
             said = await self._loop.within(STEP_SECONDS, made.ready, f"the {kind} compartment")
             placeholders, notes = said.get("placeholders", []), said.get("notes", [])

@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +129,11 @@ class Pods:
         hands, gate_hands = stream_pair()
         launcher, gate_launcher = stream_pair()
         gateway, gate_gateway = stream_pair()
-        with authority, gate_authority, hands, gate_hands, launcher, gate_launcher, gateway, gate_gateway:
+        vault, gateway_vault = stream_pair()
+        made = (authority, gate_authority, hands, gate_hands, launcher, gate_launcher, gateway, gate_gateway)
+        with ExitStack() as ends_with:
+            for end in (*made, vault, gateway_vault):
+                ends_with.enter_context(end)
             pod.plan = Plan(
                 pod.plan.pod, pod.plan.slot, pod.spec, pod.directory, pod.plan.workspace, hands.fileno(),
                 pod.plan.stdio, pod.plan.workload, pod.plan.gate_id,
@@ -145,13 +149,15 @@ class Pods:
                 check_floor(self.backend.facts(), str(facts["floor"]))
                 # Step 4 and 5 go together: releasing waits for the compartments, registering for the disk.
                 box = await pod.making
+                outward = {"env": facts["env"], "ca": ""}
                 if facts["gateway"]:
-                    await self._spawn_gateway(pod, gateway, box.egress)
+                    fds = [*box.egress, *([gateway_vault.fileno()] if facts["credentials"] else [])]
+                    outward["ca"] = await self._spawn_gateway(pod, gateway, fds, facts["opens"])
                 close_all(box.egress)  # where there is no gateway, nobody listens
                 box.egress = []
-                recorded = self._loop.task(self._register(pod, facts, authority, listener))
+                recorded = self._loop.task(self._register(pod, facts, authority, listener, vault))
                 globs = [str(glob) for glob in facts["block"]], [str(glob) for glob in facts["protect"]]
-                started = self._loop.task(self.backend.start(box, *globs, recorded))
+                started = self._loop.task(self.backend.start(box, *globs, recorded, outward))
                 await recorded
                 pod.steps["registered"] = (time.monotonic_ns() - began) // 1000
                 done = await started
@@ -218,16 +224,26 @@ class Pods:
         self._loop.on_readable(pod.gate_pidfd, lambda: self._gate_died(pod))
         return answer.body
 
-    async def _spawn_gateway(self, pod: Pod, channel: socket.socket, listeners: list[int]) -> None:
-        """The way out: a process of its own uid outside the pod's network, with listeners inside it."""
-        config = {"pod": pod.name, "uid": runtime.GATEWAY_UID + pod.slot.number if self._root else os.geteuid()}
-        spawned = self._template.call("spawn_gateway", [channel.fileno(), *listeners], config=config)
+    async def _spawn_gateway(self, pod: Pod, channel: socket.socket, ends: list[int], opens: list[str]) -> str:
+        """The way out: a process of its own uid outside the pod's network, with listeners inside it.
+
+        Returns the certificate of its authority, where it opens TLS.
+        """
+        uid = runtime.GATEWAY_UID + pod.slot.number if self._root else os.geteuid()
+        config = {"pod": pod.name, "uid": uid, "opens": opens}
+        spawned = self._template.call("spawn_gateway", [channel.fileno(), *ends], config=config)
         answer = await self._loop.within(ANSWER_SECONDS, spawned, "the gate template")
         close_all(answer.fds)
         pod.gateway = int(answer.body["pid"])
+        return str(answer.body["ca"])
 
     async def _register(
-        self, pod: Pod, facts: dict[str, Any], authority: socket.socket, listener: socket.socket | None
+        self,
+        pod: Pod,
+        facts: dict[str, Any],
+        authority: socket.socket,
+        listener: socket.socket | None,
+        vault: socket.socket,
     ) -> None:
         """Step 4; the requests go out together, the authority answers them in their order."""
         answers = [
@@ -245,6 +261,9 @@ class Pods:
             self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
         ]
         pod.registered = True
+        if facts["credentials"]:
+            order = {"role": "vault", "pod": pod.name, "names": facts["credentials"]}
+            answers.append(self._authority.call("attach", [vault.fileno()], **order))
         if listener is not None:
             whose = "agent" if pod.spec.agent else "orchestrator"
             order = {"role": "workload", "pod": pod.name, "uid": self._workload_uid(pod), "whose": whose}

@@ -55,6 +55,14 @@ PROC_MASKED_DIRS = ("acpi", "scsi", "asound", "interrupts")
 PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 RDONLY = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV
+# Where programs look for the authorities that they trust: the system's bundle, and who names one by itself.
+BUNDLES = ("etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt")
+TRUSTING = (
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "CARGO_HTTP_CAINFO", "AWS_CA_BUNDLE",
+    "PIP_CERT", "DENO_CERT",
+)  # fmt: skip
+TRUST = "run/nucleus"
+BUNDLE_BYTES = 700_000  # of the system's; it has to fit beside ours
 STAGE = "/tmp"  # noqa: S108 -- covered by the new root in a mount namespace of our own
 SMALL = 1_048_576  # bytes of a file that is worth copying
 
@@ -164,6 +172,25 @@ def build(trees: Trees, *, tmp_bytes: int) -> None:
     if trees.workspace >= 0:
         bind(trees.workspace, "workspace")
         trees.workspace = -1
+
+
+def trust(certificate: str) -> dict[str, str]:
+    """Have programs of this compartment, and nobody else, trust one more authority: the pod's own gateway.
+
+    Returns:
+        the environment for programs that look for their trust elsewhere than in the system's bundle.
+    """
+    found = [name for name in BUNDLES if os.path.isfile(name)]
+    known = ""
+    if found:
+        with open(found[0], encoding="utf-8", errors="replace") as file:
+            known = file.read(BUNDLE_BYTES)
+    _write(f"{TRUST}/certificates.pem", f"{known}\n{certificate}", 0o644)
+    _write(f"{TRUST}/gateway.pem", certificate, 0o644)
+    for name in found:
+        bind(_clone(f"{TRUST}/certificates.pem"), name)
+    whole = dict.fromkeys(TRUSTING, f"/{TRUST}/certificates.pem")
+    return {**whole, "NODE_EXTRA_CA_CERTS": f"/{TRUST}/gateway.pem"}
 
 
 def link(path: str, target: str) -> None:

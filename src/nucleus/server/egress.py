@@ -20,7 +20,7 @@ from typing import Any
 
 from nucleus.errors import NoEgressError, NucleusError, OperationError, SandboxError
 from nucleus.frames import Frame
-from nucleus.lattice.network import NetRule
+from nucleus.lattice.network import CLIENT, NetRule, credentials
 from nucleus.lattice.policy import Policy
 from nucleus.limits import LIMITS
 from nucleus.model.grant import Grant
@@ -32,7 +32,7 @@ from nucleus.server.driver import Driver
 from nucleus.server.wire import error_from, error_object, parse_connect
 
 CONNECTIONS = 256  # asked for at a time
-FIELDS = ("conn", "host", "port", "protocol", "inner", "method", "path", "part", "upper")
+FIELDS = ("conn", "host", "port", "protocol", "inner", "method", "path", "part", "upper", "fault")
 ENDED = frozenset(("closed", "more", "refused", "unreachable", "cut", "idle", "limit", "failed"))
 UNLISTED = 64  # names looked up in vain that one pod's log holds
 
@@ -53,11 +53,13 @@ class Egress:
     def __init__(self, channel: Channel, monotonic_ns: Callable[[], int]) -> None:
         self._channel = channel
         self._now = monotonic_ns
+        self._policy: Policy | None = None
         self._asked: dict[int, asyncio.Task[None]] = {}
         self._unlisted: set[str] = set()
 
     async def configure(self, policy: Policy) -> None:
         """Tell the gateway the rules: for names and protocols, not for decisions."""
+        self._policy = policy
         frame = await self._channel.call({"op": "configure", "rules": rules_data(policy)})
         if not isinstance(frame.header.get("ok"), dict):
             raise error_from(frame.header.get("error"))
@@ -113,14 +115,17 @@ class Egress:
             NoEgressError: the gateway is gone.
         """
         grant.spend(operation)
-        if operation.conn == 0:
+        if operation.conn == 0 or self._policy is None:
             raise OperationError("no such connection", rule="network.conn")
+        credential = "".join(credentials(self._policy.network, operation)[:1])
         started = self._now()
         before = meter.bytes_moved
         # Until the gateway says better, all that it was allowed counts as moved.
         meter.bytes_moved = before + LIMITS.connection_bytes
+        meter.extra = operation.upper
         try:
-            _, future = self._channel.start({"op": "go", "conn": operation.conn, "part": operation.part})
+            order = {"op": "go", "conn": operation.conn, "part": operation.part, "credential": credential}
+            _, future = self._channel.start(order)
             try:
                 frame = await asyncio.shield(future)
             except asyncio.CancelledError:
@@ -136,6 +141,7 @@ class Egress:
         if ended not in ENDED:
             raise SandboxError("the gateway broke the protocol", rule="network.protocol")
         result = {"up": ok["up"], "down": ok["down"], "ended": ended}
+        result |= {"credential": credential} if credential not in ("", CLIENT) else {}
         if ended in ("refused", "unreachable", "failed"):
             reason = ok.get("reason")
             raise OperationError(
@@ -200,12 +206,34 @@ class Egress:
         if not all(type(count) is int and 0 <= count < 1 << 50 for count in (*moved, extra)):
             raise SandboxError("the gateway broke the protocol", rule="network.protocol")
         meter.bytes_moved = before + ok["up"] + ok["down"]
-        meter.extra += extra
+        meter.extra = extra
         return ok
 
     def close(self) -> None:
         """Close the channel: the gateway ends, and every connection with it."""
         self._channel.close()
+
+
+ENDPOINT = "model.internal"  # the local endpoint of a model's API is <api>.model.internal
+PLACEHOLDER = "nucleus"  # what a client in the pod has for a key: it is taken away, and the host's put in its place
+
+
+def outward_facts(policy: Policy) -> dict[str, Any]:
+    """What the builder has to know of a policy's ways out.
+
+    Returns:
+        ``opens``: hosts whose TLS the gateway opens; ``credentials``: names that it may fetch; ``env``: what programs
+        in the pod are told of their model's API.
+    """
+    rules = {rule for rules in policy.network for rule in rules}
+    named = {rule.credential for rule in rules} - {"", CLIENT}
+    env: dict[str, str] = {}
+    for api in sorted({rule.model for rule in rules} - {""}):
+        base = f"http://{api}.{ENDPOINT}"
+        env |= {f"{api.upper()}_BASE_URL": base if api == "anthropic" else f"{base}/v1"}
+        env |= {f"{api.upper()}_API_KEY": PLACEHOLDER}
+    opens = {rule.host for rule in rules if rule.protocol == "https"}
+    return {"opens": sorted(opens), "credentials": sorted(named), "env": env}
 
 
 def rules_data(policy: Policy) -> list[list[dict[str, Any]]]:
@@ -215,4 +243,5 @@ def rules_data(policy: Policy) -> list[list[dict[str, Any]]]:
 
 
 def _rule_data(rule: NetRule) -> dict[str, Any]:
-    return {"host": rule.host, "port": rule.port, "protocol": rule.protocol}
+    fields = ("host", "port", "protocol", "model", "price")
+    return {name: getattr(rule, name) for name in fields}

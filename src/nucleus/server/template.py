@@ -3,8 +3,8 @@
 `python -I -m nucleus.server.template`, empty environment, descriptor 3 = SOCK_SEQPACKET from the builder.
   spawn {id, config} + [authority channel, hands channel, launcher channel, gateway channel(, TLS listener)(, tools)]
     → {id, ok: {pid, block, protect, policy_digest, policy_name, budget_limit, floor, gateway}}  from the gate itself
-  spawn_gateway {id, config: {pod, uid}} + [gate channel, transparent, proxy, DNS by UDP, DNS by TCP]
-    → {id, ok: {pid}}                                                                     from the gateway itself
+  spawn_gateway {id, config: {pod, uid, opens}} + [gate channel, transparent, proxy, DNS by UDP, DNS by TCP(, vault)]
+    → {id, ok: {pid, ca}}                                                                     from the gateway itself
   event to the builder: {event: "gate_exit", pid, status}
 Promises: reads nothing but its builder's packets; every byte that is not ours (policy text included) is parsed in the
 forked gate, after it took its uid. Ends when the builder does.
@@ -28,6 +28,7 @@ from nucleus.kernel import syscalls
 from nucleus.lattice import load_policy
 from nucleus.pod import packets
 from nucleus.server import gate
+from nucleus.server.egress import outward_facts
 from nucleus.server.wire import error_object
 from nucleus.store.policies import bundled
 
@@ -43,6 +44,7 @@ _LATER = (
     "nucleus.server.agent_door",
     "nucleus.network.gateway",
     "nucleus.network.proxy",
+    "nucleus.network.pod_ca",
 )
 _profiles: dict[str, str] = {}  # filled before the first fork
 
@@ -107,7 +109,7 @@ def _reap(control: socket.socket) -> None:
 
 def _spawn(control: socket.socket, request: dict[str, Any], fds: list[int]) -> Callable[[], int] | None:
     """Fork a gate. In the child returns what it has to run; in the template None."""
-    child = {"spawn": (_gate, 4, 6), "spawn_gateway": (_gateway, 5, 5)}.get(str(request.get("op")))
+    child = {"spawn": (_gate, 4, 6), "spawn_gateway": (_gateway, 5, 6)}.get(str(request.get("op")))
     if child is None or not child[1] <= len(fds) <= child[2] or not isinstance(request.get("config"), dict):
         for fd in fds:
             os.close(fd)
@@ -151,6 +153,7 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
         "budget_limit": policy.budget_limit,
         "floor": policy.isolation_floor,
         "gateway": policy.needs_gateway(),
+        **outward_facts(policy),
     }
     packets.send_packet(control, {"id": request.get("id"), "ok": facts})
     control.close()
@@ -170,13 +173,19 @@ def _gateway(control: socket.socket, request: dict[str, Any], fds: list[int]) ->
         syscalls.set_pdeathsig(signal.SIGKILL)  # cleared by the change of uid
         syscalls.set_name("nucleus-gateway")
         from nucleus.network import gateway  # weight: only pods whose policy has a way out
+
+        opens = [str(host) for host in request["config"].get("opens", [])]
+        authority = gateway.pod_authority(opens)
     except (NucleusError, OSError, KeyError, ValueError) as error:
         failed = error if isinstance(error, NucleusError) else SandboxError(str(error), rule="network.start")
         packets.send_packet(control, {"id": request.get("id"), "error": error_object(failed)})
         return 1
-    packets.send_packet(control, {"id": request.get("id"), "ok": {"pid": os.getpid()}})
+    ca = authority.certificate_pem().decode("ascii") if authority is not None else ""
+    packets.send_packet(control, {"id": request.get("id"), "ok": {"pid": os.getpid(), "ca": ca}})
     control.close()
-    asyncio.run(gateway.serve(*sockets))
+    channel, transparent, proxy, dns_udp, dns_tcp, *vault = sockets
+    listeners = transparent, proxy, dns_udp, dns_tcp
+    asyncio.run(gateway.serve(channel, *listeners, authority, vault[0] if vault else None))
     return 0
 
 
