@@ -70,6 +70,9 @@ class Outside:
         self, writer: asyncio.StreamWriter, method: str, target: str, headers: dict[str, str], body: bytes
     ) -> None:
         path, _, query = target.partition("?")
+        if path in ("/v1/messages", "/v1/chat/completions"):
+            await self._model(writer, json.loads(body))
+            return
         status, kind, extra = "200 OK", "text/plain; charset=utf-8", ""
         text = f"hello from {headers.get('host', '')}{path}\n".encode()
         if path == "/redirect":
@@ -96,6 +99,37 @@ class Outside:
         )
         if method != "HEAD":
             writer.write(text)
+        await writer.drain()
+
+    async def _model(self, writer: asyncio.StreamWriter, asked: dict[str, Any]) -> None:
+        """A model in Anthropic's form: `words` of output, as JSON or as a stream; the key is asked for in vain."""
+        words = int(str(asked.get("metadata", {}).get("user_id", "10")))
+        usage = {"input_tokens": 100, "output_tokens": words}
+        if not asked.get("stream"):
+            text = json.dumps(
+                {"type": "message", "content": [{"type": "text", "text": "word " * words}], "usage": usage}
+            )
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+            writer.write((head + text).encode())
+            await writer.drain()
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+        def event(kind: str, **data: Any) -> None:
+            text = f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
+            writer.write(b"%x\r\n%s\r\n" % (len(text), text))
+
+        event("message_start", message={"usage": {"input_tokens": 100, "output_tokens": 1}})
+        for number in range(words):
+            if writer.is_closing():
+                return
+            event("content_block_delta", index=0, delta={"type": "text_delta", "text": f"word{number} "})
+            if number % 50 == 0:
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": words})
+        event("message_stop")
+        writer.write(b"0\r\n\r\n")
         await writer.drain()
 
     async def echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -64,6 +64,7 @@ class Allowed:
         secrets: what must not come back: bytes, whole values (`scrub.LEAST_BYTES` at least).
         identity: the answer has to be readable for `observer`: no compression, no ranges. Implied by `secrets`.
         observer: sees the exchange and each piece of the answer's body before the client does; may call `stop`.
+        paced: awaited between a piece that `observer` has seen and the client's getting it.
         allowance, more: as of `relay.Relay`.
         done: called once when the exchange is over, whatever became of it.
         head: the request to send in place of the client's: another destination, another body.
@@ -78,6 +79,7 @@ class Allowed:
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
     identity: bool = False
     observer: Callable[[Exchange, bytes], None] | None = None
+    paced: Callable[[], Awaitable[None]] | None = None
     allowance: int = UNLIMITED
     more: Callable[[], Awaitable[int]] | None = None
     done: Callable[[Exchange], None] | None = None
@@ -431,6 +433,8 @@ class Exchange:
         assert self._in is not None
         if self._allowed.observer is not None:
             self._allowed.observer(self, data)
+            if self._allowed.paced is not None:
+                await self._allowed.paced()
             if self._stopped.done():
                 raise self._stopped.result()
         self._tail = (self._tail + data)[-4:]

@@ -20,8 +20,7 @@ from nucleus.network import model_usage, models
 from nucleus.network.exchange import Exchange
 from nucleus.network.httphead import Head
 
-STEP = 2_048  # tokens of one instalment
-AHEAD = STEP // 2  # tokens before its end, when the next one is bought
+STEP = 2_048  # tokens of one instalment; the next is bought when half of it is used
 
 
 class Metered:
@@ -108,10 +107,13 @@ class Metered:
         if self._reader is None or self._reader.final:
             return
         step = model_usage.cost(model_usage.Tokens(output=STEP), self.price)
-        if self.cost > self._bought:
-            exchange.stop("budget_exhausted", "the budget is used up")
-        elif self._buying is None and self.cost + step // 2 > self._bought:
-            self._buying = asyncio.ensure_future(self._buy(exchange, step))
+        if self._buying is None and self.cost + step // 2 > self._bought:
+            self._buying = asyncio.ensure_future(self._buy(exchange, max(step, self.cost - self._bought + step)))
+
+    async def paced(self) -> None:
+        """What is not paid for waits until it is."""
+        if self.cost > self._bought and self._buying is not None:
+            await asyncio.shield(self._buying)
 
     async def _buy(self, exchange: Exchange, step: int) -> int:
         self._target.upper = step

@@ -172,6 +172,7 @@ class Requests:
             secrets=secrets,
             identity=metered is not None,
             observer=metered.observe if metered is not None else None,
+            paced=metered.paced if metered is not None else None,
             allowance=gateway.allowance,
             more=more,
             done=done,

@@ -72,17 +72,27 @@ class Egress:
             if (task := self._asked.get(conn)) is not None:
                 task.cancel()
         elif op == "connect" and isinstance(ident, int) and isinstance(conn, int):
-            if conn in self._asked or len(self._asked) >= CONNECTIONS:
+            before = self._asked.get(conn)
+            if (before is not None and not frame.header.get("part")) or len(self._asked) >= CONNECTIONS:
                 error = NoEgressError("too many connections at a time", rule="network.connections")
                 self._channel.send({"id": ident, "error": error_object(error)})
                 return
-            task = asyncio.ensure_future(self._connect(ident, frame.header, driver, principal))
+            task = asyncio.ensure_future(self._connect(ident, frame.header, driver, principal, before))
             self._asked[conn] = task
-            task.add_done_callback(lambda _: self._asked.pop(conn, None))
+            task.add_done_callback(lambda done: self._asked.pop(conn) if self._asked.get(conn) is done else None)
         elif op == "unlisted":
             asyncio.ensure_future(self._note(frame.header.get("names"), driver, principal))  # noqa: RUF006
 
-    async def _connect(self, ident: int, header: dict[str, Any], driver: Driver, principal: Principal) -> None:
+    async def _connect(
+        self,
+        ident: int,
+        header: dict[str, Any],
+        driver: Driver,
+        principal: Principal,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        if before is not None:  # the part before this one is still being settled and put on record
+            await asyncio.wait((before,))
         raw = {"kind": "connect", **{name: header[name] for name in FIELDS if name in header}}
         try:
             reply = await driver.run(raw, lambda: principal, parse_connect)
