@@ -348,6 +348,27 @@ def test_the_least_that_passes(path: str) -> None:
     checked(path, MINIMAL[path] | dict.fromkeys(set(MINIMAL[path]) - {"model", "messages", "input", "max_tokens"}))
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "thinks"),
+    [
+        (MESSAGES, {}, False),
+        (MESSAGES, {"thinking": {"type": "disabled"}}, False),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        (MESSAGES, {"thinking": "on"}, True),
+        (COUNT, {"thinking": {"type": "adaptive"}}, False),
+        (CHAT, {"model": "gpt-5.2"}, True),
+        (CHAT, {"model": "gpt-5.2", "reasoning_effort": "none"}, False),
+        (CHAT, {"model": "ft:gpt-4o-mini:org::1"}, False),
+        (RESPONSES, {"model": "gpt-4.1"}, False),
+        (RESPONSES, {"reasoning": {"effort": None, "summary": "auto"}}, True),
+        (RESPONSES, {"reasoning": {"effort": "none"}}, False),
+        (EMBEDDINGS, {}, False),
+    ],
+)
+def test_reasoning_that_may_not_be_seen(path: str, fields: dict[str, Any], thinks: bool) -> None:
+    assert checked(path, {**MINIMAL[path], **fields}).thinking is thinks
+
+
 def test_media_that_cost_more_than_their_bytes() -> None:
     pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}}
     text = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": EVIL}, "title": "t"}

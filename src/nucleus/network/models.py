@@ -45,6 +45,7 @@ PLACEHOLDER = "nucleus"  # what the pod has for a key
 MODELS = "/v1/models"
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}")
+_UNTHINKING = re.compile(r"(?:ft:)?(?:chatgpt-4|gpt-3\.5|gpt-4)")
 _LISTING = re.compile(r"(?:(?:limit|after_id|before_id|client_version|beta)=[A-Za-z0-9._:@-]{0,200}&?){0,4}")
 
 
@@ -109,7 +110,7 @@ class Request:
     Args:
         max_tokens: output tokens at most, of all `choices`.
         input_bound: input tokens at most: a token is at least a byte, plus what media cost that few bytes can make.
-        thinking: it asks for reasoning, which may not be seen in the answer.
+        thinking: there may be reasoning, which costs output and may not be seen in the answer.
         long_cache: it writes a cache that lives for an hour, which costs twice the input.
     """
 
@@ -167,7 +168,7 @@ def check(api: str, path: str, body: bytes) -> Request:
         stream=value.get("stream") is True,
         max_tokens=_most_output(path, value) * choices,
         input_bound=min(len(body) + unseen, INPUT_MOST),
-        thinking=_thinks(value),
+        thinking=path not in (COUNT, EMBEDDINGS) and _thinks(api, value),
         choices=choices,
         long_cache=seen.long_cache,
     )
@@ -228,10 +229,11 @@ def _most_output(path: str, value: Mapping[str, Any]) -> int:
     return int(max(given)) if given else DEFAULT_OUTPUT
 
 
-def _thinks(value: Mapping[str, Any]) -> bool:
-    thinking = value.get("thinking")
-    if isinstance(thinking, dict):
-        return thinking.get("type") != "disabled"
+def _thinks(api: str, value: Mapping[str, Any]) -> bool:
+    """Anthropic's models think if asked to. OpenAI's do unless told not to, but for those that cannot."""
+    if api == "anthropic":
+        thinking = value.get("thinking")
+        return thinking is not None and not (isinstance(thinking, dict) and thinking.get("type") == "disabled")
     reasoning = value.get("reasoning")
-    effort = reasoning.get("effort", "") if isinstance(reasoning, dict) else value.get("reasoning_effort")
-    return effort is not None and effort != "none"
+    effort = reasoning.get("effort") if isinstance(reasoning, dict) else value.get("reasoning_effort")
+    return effort != "none" and not _UNTHINKING.match(str(value["model"]))
