@@ -38,6 +38,7 @@ class Outside:
 
     def __init__(self, directory: Path) -> None:
         self.log = (directory / "requests.jsonl").open("a", buffering=1)
+        self.repositories = directory / "repositories"
 
     def record(self, **seen: Any) -> None:
         self.log.write(json.dumps({"t": time.monotonic_ns(), **seen}) + "\n")
@@ -53,7 +54,13 @@ class Outside:
                 while (raw := await reader.readline()) not in (b"", b"\r\n"):
                     name, _, value = raw.decode("latin-1").partition(":")
                     headers[name.strip().lower()] = value.strip()
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                if headers.get("transfer-encoding") == "chunked":
+                    body = b""
+                    while size := int(await reader.readline(), 16):
+                        body += (await reader.readexactly(size + 2))[:-2]
+                    await reader.readline()
+                else:
+                    body = await reader.readexactly(int(headers.get("content-length", "0")))
                 self.record(
                     server="http", address=local[0], port=local[1], sni=sni, method=method, target=target,
                     headers=headers, body=body.decode("latin-1")[:500],
@@ -70,6 +77,9 @@ class Outside:
         self, writer: asyncio.StreamWriter, method: str, target: str, headers: dict[str, str], body: bytes
     ) -> None:
         path, _, query = target.partition("?")
+        if ".git/" in path:
+            await self._git(writer, method, path, query, headers, body)
+            return
         if path in ("/v1/messages", "/v1/chat/completions"):
             await self._model(writer, json.loads(body))
             return
@@ -90,6 +100,10 @@ class Outside:
             kind, text = "application/json", json.dumps({"headers": headers, "body": body.decode("latin-1")}).encode()
         elif path == "/slow":
             await asyncio.sleep(float(query or "1"))
+        elif path.endswith("/pulls"):
+            asked = json.loads(body)
+            status, kind = "201 Created", "application/json"
+            text = json.dumps({"number": 7, "html_url": f"https://api.test/acme/repo/pull/7#{asked['head']}"}).encode()
         elif path == "/search":
             kind = "application/json"
             found = [{"title": "First", "url": "https://allowed.test/1", "content": "about " + query[:80]}]
@@ -99,6 +113,30 @@ class Outside:
         )
         if method != "HEAD":
             writer.write(text)
+        await writer.drain()
+
+    async def _git(
+        self, writer: asyncio.StreamWriter, method: str, path: str, query: str, headers: dict[str, str], body: bytes
+    ) -> None:
+        """git's own HTTP server, for whoever brings the credential."""
+        if "authorization" not in headers:
+            writer.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n")
+            return
+        environment = {
+            "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(self.repositories), "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path, "QUERY_STRING": query, "REQUEST_METHOD": method, "REMOTE_USER": "acme",
+            "CONTENT_TYPE": headers.get("content-type", ""), "CONTENT_LENGTH": str(len(body)),
+            "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            "git", "http-backend", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        out, _ = await process.communicate(body)
+        head, _, content = out.partition(b"\r\n\r\n")
+        status = next((line[8:] for line in head.split(b"\r\n") if line.startswith(b"Status: ")), b"200 OK")
+        lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Status: ")]
+        lines += [b"Content-Length: %d" % len(content)]
+        writer.write(b"HTTP/1.1 " + status + b"\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + content)
         await writer.drain()
 
     async def _model(self, writer: asyncio.StreamWriter, asked: dict[str, Any]) -> None:

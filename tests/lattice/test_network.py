@@ -70,12 +70,14 @@ def test_what_is_no_rule(text: str) -> None:
     "entry",
     [
         "{port: 443}", "{host: a.com, ports: 1}", "{host: a.com, port: http}", "{host: a.com, protocol: udp}",
-        "{host: a.com, methods: []}", "{host: a.com, protocol: tls, methods: [GET]}", "{host: a.com, port: 80, methods: [FETCH]}",
+        "{host: a.com, methods: []}", "{host: a.com, protocol: tls, methods: [GET]}",
+        "{host: a.com, port: 80, methods: [FETCH]}",
         "{host: a.com, port: 80, paths: [v1]}", "{host: a.com, trusted: maybe}", "[a.com]",
         "{host: a.com, protocol: tls, credential: x}", "{host: a.com, port: 80, credential: x}",
         "{host: a.com, credential: A}", "{host: a.com, credential: ''}", "{host: 10.0.0.0/8, credential: x}",
         "{model: gemini, credential: x}", "{model: anthropic}", "{host: a.com, price: {input: 1, output: 2}}",
-        "{model: openai, credential: x, price: {input: 1}}", "{model: openai, credential: x, price: {input: -1, output: 2}}",
+        "{model: openai, credential: x, price: {input: 1}}",
+        "{model: openai, credential: x, price: {input: -1, output: 2}}",
         "{model: openai, credential: x, price: {input: 1.5, output: 2}}",
     ],
 )  # fmt: skip

@@ -119,8 +119,11 @@ def _wider(
         line = f"call {_quoted(name)} with {_quoted(destinations)}, any other arguments (which can carry data out)"
         return "tool", [operation.server, operation.tool, destinations], line
     if kind == "git_push":
-        line = f"push {_quoted(operation.ref)} to {_quoted(operation.remote)}, whatever is committed by then"
-        return "remote", [operation.remote, operation.ref], line
+        if operation.forced or operation.delete:
+            return None  # what is lost is another thing each time
+        ref, to = operation.target or operation.ref, operation.url or operation.remote
+        line = f"push {_quoted(ref)} to {_quoted(to)}, whatever is committed by then"
+        return "remote", [operation.remote, operation.ref, operation.url, operation.target], line
     return None
 
 

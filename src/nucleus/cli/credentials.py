@@ -7,7 +7,6 @@ Does not: send it anywhere, or try whether it works.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from nucleus.cli.options import FLAG, ONE, invalid, parse

@@ -35,6 +35,13 @@ class Validate:
 
 
 @dataclass(frozen=True, slots=True)
+class Resolve:
+    """Sends back the operation with what its names stand for (`Base.resolved`), or throws."""
+
+    operation: Base
+
+
+@dataclass(frozen=True, slots=True)
 class Decide:
     """Sends back the `Decision` of the one decision function."""
 
@@ -105,4 +112,4 @@ class Reply:
     body: ReplyBody
 
 
-Effect = Authenticate | Validate | Decide | Ask | Reserve | Append | Execute | Settle | Release | Reply
+Effect = Authenticate | Validate | Resolve | Decide | Ask | Reserve | Append | Execute | Settle | Release | Reply

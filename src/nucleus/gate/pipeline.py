@@ -108,11 +108,26 @@ def handle(request: Request, gate: Gate) -> Steps:
     try:
         state.principal = yield fx.Authenticate()
         operation = yield fx.Validate(request.raw)
+        if operation.resolved:
+            operation = yield from _resolve(state, gate, operation)
         state.operation, state.digest, state.logged = operation, operation_hash(operation), _loggable(operation)
         token = yield from _decide(state, gate, operation)
     except (NucleusError, fx.ClientGone) as error:
         return (yield from _refuse(state, error))
     return (yield from _carry_out(state, gate.session, operation, token))
+
+
+def _resolve(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, Base]:
+    """Before step 3, for what names something that only the pod knows: what it is decided and shown by.
+
+    Nothing is looked up for what would be refused whatever it is.
+    """
+    state.operation, state.digest, state.logged = operation, operation_hash(operation), _loggable(operation)
+    decision: Decision = yield fx.Decide(operation)
+    if decision.verdict is not Verdict.DENY and _kind(state) in gate.egress:
+        found: Base = yield fx.Resolve(operation)
+        return found
+    return operation
 
 
 def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, str]:
@@ -122,7 +137,10 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
         raise DeniedError(decision.reason, rule=decision.rule, next_step=decision.next_step)
     if operation.egress and _kind(state) not in gate.egress:
         # Decided, and nobody is asked for what cannot be carried.
-        raise NoEgressError("no egress in this pod", rule="pod.egress")
+        step = (
+            "Name who does it in `network.allow`, e.g. {service: searxng | git | github, host: HOST, credential: NAME}."
+        )
+        raise NoEgressError("no egress in this pod for that", rule="pod.egress", next_step=step)
     if isinstance(operation, CallTool) and not gate.tools:
         raise OperationError("no external tool is attached to this pod", rule="tools.none")
     if decision.verdict is Verdict.ALLOW:
@@ -314,7 +332,7 @@ def _loggable(operation: Base) -> dict[str, Any]:
     raw = operation.model_dump(mode="json")
     return {
         name: f"<{len(value.encode('utf-8', 'surrogatepass'))} bytes>"
-        if name in _BULKY and isinstance(value, str) and len(value) > 0
+        if name in _BULKY and name not in operation.resolved and isinstance(value, str) and len(value) > 0
         else value
         for name, value in raw.items()
     }
@@ -367,6 +385,10 @@ def _summary(outcome: Outcome | None, failure: NucleusError | None) -> dict[str,
         "ended",
         "credential",
         "content_type",
+        "ref",
+        "old",
+        "new",
+        "number",
     )
     return {"status": "ok", **{name: outcome.result[name] for name in kept if name in outcome.result}}
 

@@ -65,6 +65,8 @@ _FIXED = (
 _PROGRAM_KEYS = (".clean", ".smudge", ".process", ".textconv", ".command", ".driver", ".required")
 _PROGRAM_SECTIONS = ("filter.", "diff.", "merge.")
 
+COMMITS = 10_000  # that a push may add before it counts as one that loses history
+
 Answer = tuple[dict[str, Any], bytes]
 
 
@@ -176,6 +178,120 @@ def commit(header: dict[str, Any]) -> Operation:
     return {"commit": head.stdout.decode("ascii", "replace").strip(), "text": f"{len(names)} files\n"}, b""
 
 
+def plan(header: dict[str, Any]) -> Operation:
+    """What pushing would do, without touching the network: ``{url, target, old, new, forced}``.
+
+    `old` is where the remote's ref was when it was last fetched: the gateway lets nothing through where that differs.
+    """
+    remote, ref = text(header, "remote", 255), text(header, "ref", 511)
+    overrides = yield from _overrides()
+    found = yield Call(("config", "--get-all", "-z", f"remote.{remote}.pushurl"), overrides=overrides)
+    if found.exit_code != 0:
+        found = yield Call(("config", "--get-all", "-z", f"remote.{remote}.url"), overrides=overrides)
+    urls = _fields(found)
+    if len(urls) != 1:
+        raise HandsError("not_found", "the remote has no URL, or several")
+    source, mark, target = ref.partition(":")
+    if source == "HEAD" and not mark:
+        head = yield Call(("symbolic-ref", "--quiet", "--short", "HEAD"), output_bytes=1024, overrides=overrides)
+        _check(head)
+        source = target = head.stdout.decode("utf-8", "replace").strip()
+    target = target or source
+    target = target if target.startswith("refs/") else f"refs/heads/{target}"
+    branch = target.removeprefix("refs/heads/")
+    at = yield Call(
+        ("rev-parse", "--verify", "--quiet", "--end-of-options", f"refs/remotes/{remote}/{branch}"),
+        output_bytes=256,
+        overrides=overrides,
+    )
+    old = at.stdout.decode("ascii", "replace").strip() if at.exit_code == 0 else ""
+    new = ""
+    if not flag(header, "delete"):
+        name = f"refs/heads/{source}" if not source.startswith("refs/") and source != "HEAD" else source
+        made = yield Call(
+            ("rev-parse", "--verify", "--quiet", "--end-of-options", name), output_bytes=256, overrides=overrides
+        )
+        _check(made)
+        new = made.stdout.decode("ascii", "replace").strip()
+    zero = "0" * len(old or new or "0" * 40)
+    forced = False
+    if old and new:
+        forced = not (yield from _descends(new, old, overrides))
+    answer = {"url": os.fsdecode(urls[0]), "target": target, "old": old or zero, "new": new or zero, "forced": forced}
+    return answer, b""
+
+
+def _descends(new: str, old: str, overrides: tuple[str, ...]) -> Generator[Call, Result, bool]:
+    """Is `old` an ancestor of `new`? By commits whose ids were computed again: what a hijacked command wrote into the
+    object store under another commit's name, into grafts or a commit graph, proves nothing.
+    """
+    if old == new:
+        return True
+    plain = (*overrides, "core.commitGraph=false")
+    listed = yield Call(("rev-list", f"--max-count={COMMITS}", new, f"^{old}"), overrides=plain)
+    _check(listed)
+    ids = listed.stdout.split()
+    read = yield Call(("cat-file", "--batch"), b"".join(item + b"\n" for item in ids), 32 << 20, plain)
+    _check(read)
+    parents = commit_parents(read.stdout, "sha256" if len(new) == 64 else "sha1")
+    reached, todo = set(), [new]
+    while todo:
+        at = todo.pop()
+        for parent in parents.get(at, ()):
+            if parent == old:
+                return True
+            if parent not in reached:
+                reached.add(parent)
+                todo.append(parent)
+    return False
+
+
+def commit_parents(batch: bytes, algorithm: str) -> dict[str, tuple[str, ...]]:
+    """The parents of each commit of a ``cat-file --batch`` output whose content has the id that it goes by."""
+    import hashlib  # rare
+
+    found: dict[str, tuple[str, ...]] = {}
+    at = 0
+    while (end := batch.find(b"\n", at)) >= 0:
+        words = batch[at:end].split(b" ")
+        if len(words) != 3 or words[1] != b"commit" or not words[2].isdigit():
+            break
+        content = batch[end + 1 : end + 1 + int(words[2])]
+        at = end + 2 + int(words[2])
+        digest = hashlib.new(algorithm, b"commit %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        if digest.encode() == words[0]:
+            lines = content.partition(b"\n\n")[0].split(b"\n")
+            found[digest] = tuple(line[7:].decode("ascii", "replace") for line in lines if line.startswith(b"parent "))
+    return found
+
+
+def push(header: dict[str, Any]) -> Operation:
+    """Push one object to an endpoint of the pod's gateway, which lets exactly that update through; what git says."""
+    endpoint, target = text(header, "endpoint", 255), text(header, "target", 255)
+    new = text(header, "new", 64)
+    if not endpoint.startswith("http://"):
+        raise HandsError("protocol", "no endpoint")
+    overrides = yield from _overrides()
+    opened = (
+        *overrides,
+        "protocol.http.allow=always",
+        "http.proxy=",
+        "http.followRedirects=false",
+        "http.extraHeader=",
+        "push.gpgSign=false",
+        "push.recurseSubmodules=no",
+        "push.followTags=false",
+        "push.pushOption=",
+    )
+    source = "" if set(new) == {"0"} else new
+    mark = "+" if flag(header, "forced") else ""
+    options = ("push", "--porcelain", "--no-verify", "--no-signed", "--no-follow-tags", "--no-progress")
+    done = yield Call((*options, "--", endpoint, f"{mark}{source}:{target}"), overrides=opened, output_bytes=65_536)
+    if done.timed_out:
+        raise HandsError("timeout", "git took too long")
+    return {"exit_code": done.exit_code}, done.stdout + done.stderr
+
+
 def _overrides() -> Generator[Call, Result, tuple[str, ...]]:
     """Step 3: an empty value for each key of the repository's that names a program."""
     listed = yield Call(("config", "--list", "--name-only", "-z", "--includes"))
@@ -244,4 +360,6 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], Operation]] = {
     "git_status": status,
     "git_diff": diff,
     "git_commit": commit,
+    "git_plan": plan,
+    "git_push": push,
 }

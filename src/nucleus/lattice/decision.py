@@ -634,6 +634,11 @@ def _risk(case: _Case, kind: str, operation: Any) -> None:
     if kind not in _RISKY:
         return
     capability = operation.capability
+    if kind == "git_push" and (operation.forced or operation.delete):
+        # Whatever the level: what is lost there is not in the workspace to get it back from.
+        case.ask(
+            capability, "git_push.lossy", "this push deletes a ref or drops history on the remote", operation.target
+        )
     if not case.low_risk(capability):
         return
     if kind == "web_fetch" and (operation.method not in ("GET", "HEAD") or operation.body):

@@ -56,11 +56,12 @@ def _connection(rule: NetRule) -> str:
     parts += [f"paths: {_flow(map(_quote, rule.paths))}"] if rule.paths else []
     parts += [f"credential: {rule.credential}"] if rule.credential else []
     parts += [f"model: {rule.model}"] if rule.model else []
+    parts += [f"service: {rule.service}"] if rule.service else []
     if rule.price:
         named = zip(("input", "output", "cache_read", "cache_write"), rule.price, strict=True)
         parts.append(f"price: {{{', '.join(f'{name}: {value}' for name, value in named)}}}")
     parts += [f"{name}: true" for name in ("trusted", "approve") if getattr(rule, name)]
-    parts += ["trusted: false"] if rule.model and not rule.trusted else []  # or it would be
+    parts += ["trusted: false"] if (rule.model or rule.service) and not rule.trusted else []  # or it would be
     return f"{{{', '.join(parts)}}}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nucleus.lattice.network import (
     CLIENT,
+    FORGES,
     METHODS,
     PROTOCOLS,
     NetRule,
@@ -15,10 +16,31 @@ from nucleus.lattice.network import (
 from nucleus.lattice.reader import Reader
 from nucleus.lattice.yamltree import Node
 
-_KEYS = ("host", "port", "protocol", "methods", "paths", "trusted", "approve", "credential", "model", "price")
+_KEYS = (
+    "host",
+    "port",
+    "protocol",
+    "methods",
+    "paths",
+    "trusted",
+    "approve",
+    "credential",
+    "model",
+    "price",
+    "service",
+)
 _PATH_BYTES = 1_024
 _PRICES = ("input", "output", "cache_read", "cache_write")
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+# The services that the gateway knows, and where they are unless a rule says so.
+SERVICES = {
+    "searxng": "",
+    "brave": "api.search.brave.com",
+    "tavily": "api.tavily.com",
+    "github": "api.github.com",
+    "gitlab": "gitlab.com",
+    "git": "",
+}
 # What a model's API is, unless its rule says otherwise: where, and what of it an agent needs.
 MODELS = {
     "anthropic": ("api.anthropic.com", ("/v1/messages", "/v1/messages/count_tokens", "/v1/models", "/v1/models/*")),
@@ -40,12 +62,16 @@ def rule(reader: Reader, node: Node) -> NetRule:
         return NetRule(host, port, protocol_of(port))
     keys = reader.map(node, what, _KEYS)
     model = reader.choice(keys["model"], "model", tuple(MODELS)) if "model" in keys else ""
-    if "host" not in keys and not model:
+    service = reader.choice(keys["service"], "service", tuple(SERVICES)) if "service" in keys else ""
+    if model and service:
+        raise reader.bad(node, f"{what}: a model or a service, not both")
+    known = MODELS[model][0] if model else SERVICES.get(service, "")
+    if "host" not in keys and not known:
         raise reader.bad(node, f"{what}: a rule names its host")
-    host = _host(reader, keys["host"]) if "host" in keys else MODELS[model][0]
+    host = _host(reader, keys["host"]) if "host" in keys else known
     port = _port(reader, keys["port"]) if "port" in keys else 443
     protocol = reader.choice(keys["protocol"], "protocol", PROTOCOLS) if "protocol" in keys else protocol_of(port)
-    opened = [name for name in ("methods", "paths", "credential", "model") if name in keys]
+    opened = [name for name in ("methods", "paths", "credential", "model", "service") if name in keys]
     if opened and protocol == "tls" and "protocol" not in keys:
         protocol = "https"
     methods = tuple(
@@ -60,16 +86,21 @@ def rule(reader: Reader, node: Node) -> NetRule:
         methods or (("GET", "POST") if model else ()),
         paths or (MODELS[model][1] if model else ()),
         # The model has seen everything that the agent has: it is no further way out.
-        trusted=reader.flag(keys["trusted"], "trusted") if "trusted" in keys else bool(model),
+        trusted=reader.flag(keys["trusted"], "trusted") if "trusted" in keys else bool(model or service),
         approve=reader.flag(keys["approve"], "approve") if "approve" in keys else False,
         credential=credential,
         model=model,
+        service=service,
         price=_price(reader, keys["price"]) if "price" in keys else (),
     )  # fmt: skip
     if protocol not in ("http", "https") and opened:
         raise reader.bad(node, f"{what}: {opened[0]} need protocol http, or https (TLS that the gateway opens)")
-    if (protocol == "https" or model) and "/" in host:
-        raise reader.bad(node, f"{what}: https, and a model, need a name, not a range of addresses")
+    if service and (methods or host.startswith("*.") or credential == CLIENT):
+        raise reader.bad(node, f"{what}: a service has one host, no methods, and no credential but the host's")
+    if service in ("brave", "tavily", *FORGES) and not credential:
+        raise reader.bad(node, f"{what}: {service} needs a credential (`nucleus credentials set`)")
+    if (protocol == "https" or model or service) and "/" in host:
+        raise reader.bad(node, f"{what}: https, a model and a service need a name, not a range of addresses")
     if credential not in ("", CLIENT) and protocol == "http" and not model:
         raise reader.bad(node, f"{what}: a credential is only added where TLS protects it: protocol https")
     if model and not credential:

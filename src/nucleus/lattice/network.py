@@ -9,6 +9,8 @@ rule                                             | covers
 ``10.0.0.0/8:5432``, ``"[fd00::/8]:443"``        | addresses: the only way to one that is not public
 ``{host:, port:, methods:, paths:, credential:,  | and only these requests: of HTTP, or of HTTP in a TLS that the
 trusted:, approve:}``                            | gateway opens (``https``)
+``{service: github, host:, credential:, paths:}``| nothing of the pod's: what the gateway itself asks for a search, a
+                                                 | push (``git``) or a pull request, of these repositories
 ``{model: anthropic, credential:, price:}``      | a model's API: its listed requests, at a local endpoint, metered
 
 Within one list any rule that covers a connection admits it, and the most permissive one counts; every list of the
@@ -48,6 +50,7 @@ class NetRule:
         methods, paths: what of HTTP; empty for all.
         credential: what the gateway adds, by the name that the host knows it by; `CLIENT`: the client's own passes.
         model: the kind of model API that this is, "" for none.
+        service: what the gateway uses it for in an operation of its own, "" for a rule about connections.
         price: of a model, micro-dollars for a million tokens: input, output, cache read, cache write; () for dear.
         trusted: the user vouches for the destination: the trifecta does not ask for it.
         approve: a person each time.
@@ -63,6 +66,7 @@ class NetRule:
     credential: str = ""
     model: str = ""
     price: tuple[int, ...] = ()
+    service: str = ""
 
     @property
     def requests(self) -> bool:
@@ -81,6 +85,7 @@ class NetRule:
         extra += [f"paths {' '.join(self.paths)}"] if self.paths else []
         extra += [f"credential {self.credential}"] if self.credential else []
         extra += [f"model {self.model}"] if self.model else []
+        extra += [f"service {self.service}"] if self.service else []
         extra += [f"price {' '.join(map(str, self.price))}"] if self.price else []
         extra += [name for name in ("trusted", "approve") if getattr(self, name)]
         return f"{text} ({', '.join(extra)})" if extra else text
@@ -176,7 +181,7 @@ def is_address(host: str) -> bool:
 
 def rules_for(table: Iterable[NetRule], host: str, port: int) -> tuple[NetRule, ...]:
     """The rules of one list that cover a destination, whatever is asked of it."""
-    return tuple(rule for rule in table if rule.port == port and covers(rule.host, host))
+    return tuple(rule for rule in table if rule.port == port and not rule.service and covers(rule.host, host))
 
 
 def admits(rule: NetRule, protocol: str, method: str, path: str) -> bool:
@@ -207,6 +212,33 @@ def _admitting(rules: Iterable[NetRule], operation: Any) -> list[NetRule]:
 def vouched(lists: Iterable[Iterable[NetRule]], operation: Any) -> bool:
     """Does every list have a trusted rule that admits this connection?"""
     return all(any(rule.trusted for rule in _admitting(rules, operation)) for rules in lists)
+
+
+SEARCHES = ("searxng", "brave", "tavily")
+FORGES = ("github", "gitlab")
+GIT = ("git",)
+
+
+def service(
+    lists: Iterable[Iterable[NetRule]], kinds: tuple[str, ...], host: str = "", path: str = ""
+) -> NetRule | None:
+    """The service of these `kinds` that every list names alike, the first by name; None when there is none.
+
+    Args:
+        host: of a remote: the rule has to be for it ("" for any).
+        path: of a repository, with a slash before it: the rule's paths have to cover it.
+    """
+    common: dict[tuple[object, ...], NetRule] | None = None
+    for rules in lists:
+        found: dict[tuple[object, ...], NetRule] = {
+            (rule.service, rule.host, rule.port, rule.protocol, rule.credential): rule
+            for rule in rules
+            if rule.service in kinds
+            and (not host or covers(rule.host, host))
+            and (not path or not rule.paths or _path_admitted(rule.paths, path))
+        }
+        common = found if common is None else {key: rule for key, rule in common.items() if key in found}
+    return common[min(common, key=str)] if common else None
 
 
 def _path_admitted(globs: tuple[str, ...], path: str) -> bool:
@@ -243,6 +275,7 @@ def leq_rule(a: NetRule, b: NetRule) -> bool:
         and a.port == b.port
         and (a.protocol == b.protocol or (a.protocol, b.protocol) == ("https", "tls"))
         and a.grants in ("", b.grants)
+        and a.service == b.service
         and (not b.model or (a.model, a.price) == (b.model, b.price))
         and (not b.methods or (bool(a.methods) and set(a.methods) <= set(b.methods)))
         and (not b.paths or (bool(a.paths) and set(a.paths) <= set(b.paths)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
-from nucleus.lattice.load_network import MODELS
+from nucleus.lattice.load_network import MODELS, SERVICES
 from nucleus.lattice.network import METHODS, PROTOCOLS
 from nucleus.lattice.policy import FLOORS, MODES
 
@@ -103,11 +103,15 @@ def _connection() -> dict[str, Any]:
         "approve": {"type": "boolean", "default": False},
         "credential": {"type": "string", "pattern": "^[a-z][a-z0-9_.-]{0,62}$"},
         "model": {"enum": list(MODELS)},
+        "service": {"enum": list(SERVICES)},
         "price": _object(
             {name: {**_PRICE} for name in ("input", "output", "cache_read", "cache_write")}, "input", "output"
         ),
     }
-    rule = {**_object(properties), "anyOf": [{"required": ["host"]}, {"required": ["model"]}]}
+    rule = {
+        **_object(properties),
+        "anyOf": [{"required": ["host"]}, {"required": ["model"]}, {"required": ["service"]}],
+    }
     return {"anyOf": [{"type": "string", "minLength": 1}, rule]}
 
 

@@ -24,6 +24,7 @@ class Base(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
     capability: ClassVar[str]
     path_fields: ClassVar[tuple[str, ...]] = ()  # which fields name workspace paths
+    resolved: ClassVar[tuple[str, ...]] = ()  # fields that the gate fills in, from what the pod's repository says
     effect: ClassVar[bool] = False  # changes state inside the pod
     egress: ClassVar[bool] = False  # needs a way out of the pod
 
@@ -152,27 +153,43 @@ class WebSearch(Base):
 
 
 class GitPush(Base):
-    """Push a ref. Decided here; carried by the egress gateway."""
+    """Push one ref: a branch (HEAD for the current one), a tag by its full name, or ``source:target``.
+
+    Decided, shown and carried out by what `resolved` says: the remote's URL, the ref there, its id before and after,
+    and whether history is lost (`forced`); the gateway lets exactly that through.
+    """
 
     capability = "git_push"
     effect = True
     egress = True
+    resolved = ("url", "target", "old", "new", "forced")
     kind: Literal["git_push"] = "git_push"
     remote: str = "origin"
     ref: str = "HEAD"
+    force: bool = False
+    delete: bool = False
+    url: str = ""
+    target: str = ""
+    old: str = ""
+    new: str = ""
+    forced: bool = False
 
 
 class CreatePr(Base):
-    """Open a pull request. Decided here; carried by the egress gateway."""
+    """Open a pull request (GitLab: a merge request) in a remote's repository. `head`: HEAD for the current branch."""
 
     capability = "create_pr"
     effect = True
     egress = True
+    resolved = ("url",)
     kind: Literal["create_pr"] = "create_pr"
     title: str
     body: str = ""
     base: str = "main"
     head: str = "HEAD"
+    draft: bool = False
+    remote: str = "origin"
+    url: str = ""
 
 
 class ManagePods(Base):

@@ -85,6 +85,32 @@ async def fetch(request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], b
         raise OperationError(_plain(error), rule="network.fetch") from None
 
 
+async def exchange(
+    method: str, url: str, headers: dict[str, str], body: bytes, limit: int, seconds: int
+) -> tuple[int, bytes]:
+    """One request to a service that the policy names; status and body, of which at most a byte more than `limit`.
+
+    Raises:
+        OperationError: it came to nothing; the message is ours, never the server's.
+    """
+    try:
+        async with asyncio.timeout(seconds), _session() as session:
+            sent = session.request(method, url, data=body or None, headers=headers, allow_redirects=False)
+            async with sent as answer:
+                kept = bytearray()
+                async for chunk in answer.content.iter_chunked(CHUNK):
+                    kept += chunk
+                    if len(kept) > limit:
+                        break
+                return answer.status, bytes(kept[: limit + 1])
+    except TimeoutError:
+        raise OperationError("the service took too long", rule="network.timeout") from None
+    except NucleusError:
+        raise
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise OperationError(_plain(error), rule="network.fetch") from None
+
+
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(resolver=_Resolver(), use_dns_cache=False, limit=1, force_close=True),

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from nucleus.errors import InvalidError, NoEgressError, NucleusError
 from nucleus.frames import Frame
 from nucleus.limits import LIMITS
-from nucleus.network import addresses, upstream
+from nucleus.network import addresses, pushes, upstream
 from nucleus.network.dns import Responder
 from nucleus.network.exchange import Exchange
 from nucleus.network.hello import ACCESS_DENIED, Reader, alert
@@ -44,9 +46,11 @@ from nucleus.server.wire import error_from, error_object
 if TYPE_CHECKING:
     from nucleus.network.metering import Metered
     from nucleus.network.pod_ca import PodCa
+    from nucleus.store.credentials import Credential
 
 ENDPOINT = "model.internal"  # <api>.model.internal is the local endpoint of a model's API
 ASKED = ("host", "port", "protocol", "inner", "method", "path", "upper", "fault")
+Carried = tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]  # headers to add, secrets to scrub
 CONNECTIONS = 256  # of one pod at a time
 HELLO_S = 10.0  # for a client to say what it wants
 HOLD_S = 330.0  # for a person to answer: a little more than an approval lives
@@ -104,6 +108,7 @@ class Gateway:
         self._vault = vault
         self.rules: tuple[tuple[Rule, ...], ...] = ()
         self.endpoints: dict[str, Rule] = {}
+        self.pushes: dict[str, pushes.Push] = {}  # by the name of their endpoint
         self.pool = Pool()
         self.conns: dict[int, Conn] = {}
         self.clients: set[asyncio.Task[None]] = set()
@@ -142,6 +147,17 @@ class Gateway:
             task.add_done_callback(lambda _: self.fetching.pop(ident, None))
         elif op == "cancel" and header.get("target") in self.fetching:
             self.fetching[header["target"]].cancel()
+        elif op in ("search", "pull") and isinstance(ident, int):
+            task = asyncio.ensure_future(self._service(ident, header, frame.body))
+            self.fetching[ident] = task
+            task.add_done_callback(lambda _: self.fetching.pop(ident, None))
+        elif op == "push":
+            name = f"{secrets.token_hex(16)}.{pushes.DOMAIN}"
+            self.pushes[name] = pushes.Push.from_wire(header)
+            self.channel.send({"id": ident, "ok": {"endpoint": f"http://{name}/repository.git"}})
+        elif op == "push_end":
+            ended = self.pushes.pop(str(header.get("endpoint", "")).split("/")[2], None)
+            self.channel.send({"id": ident, "ok": ended.facts() if ended is not None else {}})
         elif op == "status":
             self.channel.send({"id": ident, "ok": {"connections": [_shown(conn) for conn in self.conns.values()]}})
 
@@ -208,8 +224,23 @@ class Gateway:
         finally:
             self.closed(conn)
 
-    async def credential(self, name: str, api: str) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]:
+    async def credential(self, name: str, api: str) -> Carried:
         """The headers that carry a credential, and what must not come back. Raises NucleusError."""
+        found = await self._fetched(name)
+        if api:
+            from nucleus.network import models
+
+            return models.APIS[api].header(found.value.encode()), found.secrets()
+        return found.headers(), found.secrets()
+
+    async def key(self, name: str, header: Callable[[bytes], tuple[tuple[bytes, bytes], ...]]) -> Carried:
+        """The same for a service that knows its own header; `name` "" for a service without one."""
+        if not name:
+            return header(b""), ()
+        found = await self._fetched(name)
+        return found.headers() or header(found.value.encode()), found.secrets()
+
+    async def _fetched(self, name: str) -> Credential:
         from nucleus.store.credentials import Credential  # weight: pods whose policy names credentials
 
         if self._vault is None:
@@ -217,12 +248,7 @@ class Gateway:
         frame = await self._vault.call({"op": "credential", "name": name})
         if not isinstance(frame.header.get("ok"), dict):
             raise error_from(frame.header.get("error"))
-        found = Credential.from_wire(frame.header["ok"])
-        if api:
-            from nucleus.network import models
-
-            return models.APIS[api].header(found.value.encode()), found.secrets()
-        return found.headers(), found.secrets()
+        return Credential.from_wire(frame.header["ok"])
 
     def opened(self, target: Target) -> Conn:
         """A new connection's entry; `closed` takes it away."""
@@ -247,6 +273,16 @@ class Gateway:
             answer, content = {"error": error_object(error)}, b""
         with suppress(NucleusError):
             self.channel.send({"id": ident, **answer}, content)
+
+    async def _service(self, ident: int, header: dict[str, Any], body: bytes) -> None:
+        from nucleus.network import services
+
+        try:
+            answer: dict[str, Any] = {"ok": await services.call(self, header, body)}
+        except NucleusError as error:
+            answer = {"error": error_object(error)}
+        with suppress(NucleusError):
+            self.channel.send({"id": ident, **answer})
 
     # --- clients ---
 
@@ -285,6 +321,9 @@ class Gateway:
 
     async def arrived(self, client: socket.socket, host: str, port: int, early: bytes = b"") -> None:
         """Step 1 is done: `client` wants to go to `host` and `port`, and has said `early` already."""
+        if host in self.pushes and port == 80:
+            await self.pushes[host].serve(self, SocketStream(client), host, early)
+            return
         rule = self.listed(host, port)
         if self.endpoint(host, port) is not None or (rule is not None and rule.protocol == "http"):
             await self.requests(client, host, port, early=early)
@@ -404,7 +443,7 @@ class Gateway:
 
     def named(self, name: str) -> bool:
         """Does the pod's DNS know `name`? What it does not is told to the gate, once each."""
-        if self.listed(name) is not None or name in self.endpoints:
+        if self.listed(name) is not None or name in self.endpoints or name in self.pushes:
             return True
         if name not in self._unlisted and len(self._unlisted) < 64:
             self._unlisted.add(name)

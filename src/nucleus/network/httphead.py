@@ -46,7 +46,20 @@ HOP_BY_HOP = frozenset(
 )
 FORWARDING = frozenset(["forwarded", "x-original-url", "x-original-host", "x-rewrite-url", "x-host", "x-real-ip"])
 OVERRIDES = frozenset(["x-http-method-override", "x-http-method", "x-method-override"])
-CREDENTIALS = frozenset(["authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key"])
+CREDENTIALS = frozenset(
+    [
+        "authorization",
+        "proxy-authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "private-token",
+        "openai-organization",
+        "openai-project",
+        "anthropic-workspace-id",
+        "anthropic-user-profile-id",
+    ]
+)
 QUERY_CREDENTIALS = frozenset(["access_token", "key", "api_key"])
 UNSUPPORTED = frozenset(("CONNECT", "TRACE", "TRACK", "PRI"))
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
+from nucleus.errors import InvalidError
 from nucleus.network import model_usage, models
 from nucleus.network.exchange import Exchange
 from nucleus.network.httphead import Head
@@ -54,6 +56,8 @@ class Metered:
         self._buying: asyncio.Task[int] | None = None
         self._more: Callable[[], Awaitable[int]]
         self._target: Any = None
+        if head.header("content-encoding"):
+            raise InvalidError("a compressed body cannot be read", rule="model.json")
         if head.method == "POST":
             self._request = models.check(api, self.path, head.body)
             self.head = _with_body(head, model_usage.needs_usage(api, self.path, head.body))
@@ -64,8 +68,7 @@ class Metered:
         request = self._request
         if request is None or not request.stream or request.thinking or self._instalments:
             return False
-        first = model_usage.Tokens(input=request.input_bound, output=STEP)
-        self.upper = self._bought = model_usage.cost(first, self.price)
+        self.upper = self._bought = model_usage.bound(replace(request, max_tokens=STEP), self.price)
         self._instalments = True
         return True
 
@@ -99,7 +102,7 @@ class Metered:
         known = tokens.input + tokens.cache_read + tokens.cache_write
         spoken = max(tokens.output, reader.estimated_output)
         if known:
-            return model_usage.Tokens(tokens.input, spoken, tokens.cache_read, tokens.cache_write)
+            return replace(tokens, output=spoken)
         return model_usage.Tokens(input=self._request.input_bound, output=spoken)
 
     def _instalment(self, exchange: Exchange) -> None:
@@ -138,6 +141,4 @@ class Metered:
 
 
 def _with_body(head: Head, body: bytes) -> Head:
-    from dataclasses import replace
-
     return head if body == head.body else replace(head, body=body, length=len(body))

@@ -2,56 +2,79 @@
 
  1. Its key is made when the pod is, lives in this process alone, and ends with it.
  2. Its certificate is constrained to the rules' hosts (RFC 5280 §4.2.1.10): even its own key cannot vouch for another.
-    ``*.example.com`` permits the subtree ``example.com``: a name constraint has no way to leave the parent out.
- 3. A leaf is for exactly one host, made when a client first asks for it, and short-lived.
+    A name permits all below it as well: ``api.example.com`` also ``x.api.example.com``, and ``*.example.com`` also
+    ``example.com`` itself, for a constraint has no way to say less. A kind of name (DNS, IPv4, IPv6) without a rule is
+    excluded as a whole.
+ 3. A leaf is for exactly one host that a rule covers, made when a client first asks for it, and short-lived: here the
+    rules' own words decide, not the wider subtrees of 2.
+ 4. `ssl` takes a key by a path alone. It is a memfd's: memory, not a file system. Where there is none, a file that
+    holds the key encrypted, under a password that is used once and never written.
 
-Relies on: `cryptography`; a memfd, since `ssl` takes keys by path alone (never a file system). Does not: revoke.
+Relies on: `cryptography` (imported here, so import this late; about 30 ms). Does not: revoke; end a connection that
+outlives its leaf.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import ssl
+import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network, IPv6Network
-from typing import Any
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from nucleus.errors import DeniedError, InvalidError
+from nucleus.network.names import covers, is_name
+
 BACKDATED = timedelta(minutes=5)
 AUTHORITY_LIFE = timedelta(days=30)
 LEAF_LIFE = timedelta(hours=24)
 RENEW = timedelta(hours=1)  # before a leaf's end, the next one is made
 CONTEXTS = 256
+SESSIONS = 1_024  # that OpenSSL may keep for TLS 1.2 in one context; Python cannot switch that off
+
+_PEM = serialization.Encoding.PEM
+_Network = IPv4Network | IPv6Network
 
 
 class PodCa:
     """See the module.
 
     Args:
-        hosts: names, and ``*.`` names, that it may ever vouch for; at least one.
-        now: of its making, UTC.
+        hosts: what it may ever vouch for, as rules say it: names, ``*.`` names, addresses and CIDR ranges.
+        now: of its making, with a time zone.
+
+    Raises:
+        InvalidError: there is none, or one of them is neither.
     """
 
     def __init__(self, hosts: Sequence[str], now: datetime) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Nucleus pod CA")])
+        if not hosts:
+            raise InvalidError("an authority for no host", rule="network.name")
+        self._ranges = [found for host in hosts if (found := _range(host)) is not None]
+        self._patterns = sorted({host for host in hosts if _range(host) is None})
+        if wrong := [host for host in self._patterns if not is_name(host.removeprefix("*."))]:
+            raise InvalidError(f"{wrong[0][:64]!r} is no host", rule="network.name")
+        self._key = ec.generate_private_key(ec.SECP256R1())  # 1
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._contexts: OrderedDict[str, tuple[datetime, ssl.SSLContext]] = OrderedDict()
-        permitted = [x509.DNSName(host.removeprefix("*.")) for host in sorted(set(hosts))]
-        nowhere = [x509.IPAddress(IPv4Network("0.0.0.0/0")), x509.IPAddress(IPv6Network("::/0"))]
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Nucleus pod CA")])
+        self._end = now + AUTHORITY_LIFE
+        self._contexts: OrderedDict[str, tuple[datetime, datetime, ssl.SSLContext]] = OrderedDict()
         public = self._key.public_key()
         self._identifier = x509.SubjectKeyIdentifier.from_public_key(public)
         self._certificate = (
-            self._builder(self._name, public, now, AUTHORITY_LIFE)
+            self._builder(self._name, public, now, self._end)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(sign_certificates=True), critical=True)
-            .add_extension(x509.NameConstraints(permitted, nowhere), critical=True)  # 2
+            .add_extension(self._constraints(), critical=True)
             .add_extension(self._identifier, critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -59,49 +82,79 @@ class PodCa:
     def __repr__(self) -> str:
         return "PodCa()"
 
+    def __reduce__(self) -> str:
+        raise TypeError("the authority of a pod stays in its process")
+
     def certificate_pem(self) -> bytes:
         """What the pod is to trust."""
-        return self._certificate.public_bytes(serialization.Encoding.PEM)
+        return self._certificate.public_bytes(_PEM)
 
     def context(self, host: str, now: datetime | None = None) -> ssl.SSLContext:
-        """A server's context for exactly `host`, TLS 1.2 or later, HTTP/1.1 alone."""
+        """A server's context for exactly `host`, TLS 1.2 or later, HTTP/1.1 alone.
+
+        Args:
+            host: in lower case, as in the client's hello.
+            now: with a time zone; the clock's without.
+
+        Raises:
+            DeniedError: no rule covers `host`.
+        """
+        if not self._may(host):
+            raise DeniedError("this pod's authority does not vouch for that host", rule="network.name")
         at = now or datetime.now(UTC)
-        found = self._contexts.get(host)
-        if found is None or found[0] - RENEW < at:
-            found = at + LEAF_LIFE, self._made(host, at)
-            self._contexts[host] = found
+        begin, end, context = self._contexts.get(host) or (at, at, None)
+        if context is None or not begin <= at < end - RENEW or context.session_stats()["number"] > SESSIONS:
+            begin, end = at - BACKDATED, min(at + LEAF_LIFE, self._end)
+            context = self._made(host, at, end)
+            self._contexts[host] = (begin, end, context)
             if len(self._contexts) > CONTEXTS:
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(host)
-        return found[1]
+        return context
 
-    def _made(self, host: str, now: datetime) -> ssl.SSLContext:
+    def _may(self, host: str) -> bool:
         """Step 3."""
+        if is_name(host):
+            return any(covers(pattern, host) for pattern in self._patterns)
+        with suppress(ValueError):
+            address = ip_address(host)
+            return any(address.version == listed.version and address in listed for listed in self._ranges)
+        return False
+
+    def _constraints(self) -> x509.NameConstraints:
+        """Step 2."""
+        names = dict.fromkeys(pattern.removeprefix("*.") for pattern in self._patterns)
+        permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        permitted += [x509.IPAddress(listed) for listed in dict.fromkeys(self._ranges)]
+        excluded: list[x509.GeneralName] = [] if names else [x509.DNSName("")]
+        every: tuple[_Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+        versions = {listed.version for listed in self._ranges}
+        excluded += [x509.IPAddress(network) for network in every if network.version not in versions]
+        return x509.NameConstraints(permitted, excluded or None)
+
+    def _made(self, host: str, now: datetime, end: datetime) -> ssl.SSLContext:
+        """Step 3."""
+        name = x509.DNSName(host) if is_name(host) else x509.IPAddress(ip_address(host))
         leaf = (
-            self._builder(x509.Name([]), self._leaf_key.public_key(), now, LEAF_LIFE)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=True)
+            self._builder(x509.Name([]), self._leaf_key.public_key(), now, end)
+            .add_extension(x509.SubjectAlternativeName([name]), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier), False)
             .sign(self._key, hashes.SHA256())
         )
-        key = self._leaf_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+        context.num_tickets = 0  # of TLS 1.3, where OP_NO_TICKET only means that they are kept here
         context.set_alpn_protocols(["http/1.1"])
-        memory = os.memfd_create("leaf", os.MFD_CLOEXEC)
-        try:
-            os.write(memory, leaf.public_bytes(serialization.Encoding.PEM) + key)
-            context.load_cert_chain(f"/proc/self/fd/{memory}")
-        finally:
-            os.close(memory)
+        _load(context, leaf.public_bytes(_PEM), self._leaf_key)
         return context
 
-    def _builder(self, subject: x509.Name, public: Any, now: datetime, life: timedelta) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, public: ec.EllipticCurvePublicKey, now: datetime, end: datetime
+    ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -109,8 +162,33 @@ class PodCa:
             .public_key(public)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + life)
+            .not_valid_after(end)
         )
+
+
+def _range(host: str) -> _Network | None:
+    try:
+        return ip_network(host, strict=False)
+    except ValueError:
+        return None
+
+
+def _load(context: ssl.SSLContext, chain: bytes, key: ec.EllipticCurvePrivateKey) -> None:
+    """Step 4."""
+    form = serialization.PrivateFormat.PKCS8
+    try:
+        memory = os.memfd_create("leaf", os.MFD_CLOEXEC)
+        try:
+            os.write(memory, chain + key.private_bytes(_PEM, form, serialization.NoEncryption()))
+            context.load_cert_chain(f"/proc/self/fd/{memory}")
+        finally:
+            os.close(memory)
+    except OSError:
+        password = secrets.token_urlsafe(32).encode()
+        with tempfile.NamedTemporaryFile(prefix="nucleus-leaf-") as file:
+            file.write(chain + key.private_bytes(_PEM, form, serialization.BestAvailableEncryption(password)))
+            file.flush()
+            context.load_cert_chain(file.name, password=password)
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:

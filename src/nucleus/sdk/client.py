@@ -186,13 +186,25 @@ class Gate:
         """Search the web through the pod's egress gateway."""
         return self.call("web_search", {"query": query})
 
-    def git_push(self, remote: str = "origin", ref: str = "HEAD") -> Result:
-        """Push a ref through the pod's egress gateway."""
-        return self.call("git_push", {"remote": remote, "ref": ref})
+    def git_push(
+        self, remote: str = "origin", ref: str = "HEAD", *, force: bool = False, delete: bool = False
+    ) -> Result:
+        """Push a ref through the pod's egress gateway. Returns {ref, old, new, url, text}."""
+        return self.call("git_push", {"remote": remote, "ref": ref, "force": force, "delete": delete})
 
-    def create_pr(self, title: str, body: str = "", base: str = "main", head: str = "HEAD") -> Result:
-        """Open a pull request through the pod's egress gateway."""
-        return self.call("create_pr", {"title": title, "body": body, "base": base, "head": head})
+    def create_pr(
+        self,
+        title: str,
+        body: str = "",
+        base: str = "main",
+        head: str = "HEAD",
+        *,
+        draft: bool = False,
+        remote: str = "origin",
+    ) -> Result:
+        """Open a pull request through the pod's egress gateway. Returns {number, url, repository}."""
+        sent = {"title": title, "body": body, "base": base, "head": head, "draft": draft, "remote": remote}
+        return self.call("create_pr", sent)
 
     def manage_pods(self, action: str, name: str = "") -> Result:
         """Create, list or destroy child pods."""

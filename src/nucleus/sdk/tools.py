@@ -143,7 +143,12 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any], list[str], tuple[bool, bool, b
     "git_push": (
         "Git push",
         "Push a ref through the pod's egress gateway, where the policy allows it.",
-        {"remote": _text("Remote name.", default="origin"), "ref": _text("Ref to push.", default="HEAD")},
+        {
+            "remote": _text("Remote name.", default="origin"),
+            "ref": _text("Ref to push: a branch, a tag by its full name, or source:target.", default="HEAD"),
+            "force": _flag("Give up what the remote's branch has that this one has not; a person is asked."),
+            "delete": _flag("Delete the ref on the remote; a person is asked."),
+        },
         [],
         (False, True, True, True),
     ),
@@ -155,6 +160,8 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any], list[str], tuple[bool, bool, b
             "body": _text("Description.", default=""),
             "base": _text("Branch to merge into.", default="main"),
             "head": _text("Branch to merge.", default="HEAD"),
+            "draft": _flag("As a draft."),
+            "remote": _text("Remote of the repository.", default="origin"),
         },
         ["title"],
         (False, False, False, True),

@@ -43,6 +43,10 @@ class Carrier(Protocol):
         """Carry one operation out."""
         ...
 
+    async def resolve(self, operation: Base) -> Base:
+        """Find out what an operation is about that says so only by name; nothing is changed."""
+        ...
+
 
 class Driver:
     """Runs pipelines for one pod.
@@ -177,6 +181,8 @@ class _Job:
                 if self._broken is not None:
                     raise self._broken
                 return self._parse(raw)
+            case fx.Resolve(operation):
+                return await self._interrupt(driver._executor.resolve(operation))
             case fx.Decide(operation):
                 return driver._decide(operation)
             case fx.Ask(operation, principal, decision, display, scopes):

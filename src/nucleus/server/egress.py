@@ -18,15 +18,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from nucleus.errors import NoEgressError, NucleusError, OperationError, SandboxError
+from nucleus.errors import DeniedError, NoEgressError, NucleusError, OperationError, SandboxError
 from nucleus.frames import Frame
-from nucleus.lattice.network import CLIENT, NetRule, credentials
+from nucleus.lattice.network import CLIENT, FORGES, GIT, SEARCHES, NetRule, credentials, service
 from nucleus.lattice.policy import Policy
 from nucleus.limits import LIMITS
 from nucleus.model.grant import Grant
-from nucleus.model.operation import Connect, WebFetch
+from nucleus.model.operation import Connect, CreatePr, GitPush, WebFetch, WebSearch
 from nucleus.model.principal import Principal
 from nucleus.model.receipt import Meter, Outcome, Redirect
+from nucleus.network.forges import kind_of, parse_remote
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
 from nucleus.server.wire import error_from, error_object, parse_connect
@@ -207,6 +208,113 @@ class Egress:
         meter.bytes_moved += len(frame.body)
         return frame
 
+    async def search(self, grant: Grant, operation: WebSearch, meter: Meter) -> Outcome:
+        """A web search, by the provider that the policy names."""
+        grant.spend(operation)
+        rule = self._service(SEARCHES)
+        order = {
+            "op": "search", "provider": rule.service, "base": _base(rule), "query": operation.query,
+            "limit": RESULTS, "credential": rule.credential,
+        }  # fmt: skip
+        ok = await self._asked_of(order, b"", meter)
+        found = ok.get("results")
+        if not isinstance(found, list) or len(found) > RESULTS:
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        meter.matches += len(found)
+        return Outcome({"results": [{name: str(one[name]) for name in ("title", "url", "snippet")} for one in found]})
+
+    async def pull(self, grant: Grant, operation: CreatePr, meter: Meter) -> Outcome:
+        """A pull request, or GitLab's merge request, in the repository that was decided."""
+        grant.spend(operation)
+        rule = self._forge(operation.url)
+        order = {
+            "op": "pull", "kind": rule.service, "base": _base(rule), "remote": operation.url,
+            "title": operation.title, "head": operation.head, "target": operation.base, "draft": operation.draft,
+            "credential": rule.credential,
+        }  # fmt: skip
+        ok = await self._asked_of(order, operation.body.encode(), meter)
+        if type(ok.get("number")) is not int or not isinstance(ok.get("url"), str):
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        return Outcome({"number": ok["number"], "url": ok["url"][:2_048], "repository": operation.url})
+
+    async def opened_push(self, operation: GitPush) -> str:
+        """A local endpoint that lets exactly this update through; `ended_push` closes it."""
+        where = parse_remote(operation.url)
+        rule = self.git_rule(operation.url)
+        order = {
+            "op": "push", "host": where.host, "port": rule.port, "protocol": rule.protocol,
+            "path": f"/{where.path}.git",
+            "updates": [[operation.target, operation.old, operation.new]], "credential": rule.credential,
+        }  # fmt: skip
+        ok = (await self._channel.call(order)).header.get("ok")
+        if not isinstance(ok, dict) or not isinstance(ok.get("endpoint"), str):
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        return str(ok["endpoint"])
+
+    async def ended_push(self, endpoint: str, meter: Meter) -> dict[str, Any]:
+        """What went through it: ``{sent, status, reason}``."""
+        ok = (await self._channel.call({"op": "push_end", "endpoint": endpoint})).header.get("ok")
+        if not isinstance(ok, dict) or not all(type(ok.get(name)) is int for name in ("up", "down", "status")):
+            raise SandboxError("the gateway broke the protocol", rule="network.protocol")
+        meter.bytes_moved += max(0, ok["up"]) + max(0, ok["down"])
+        return ok
+
+    def git_rule(self, url: str) -> NetRule:
+        """The policy's rule for pushing to a remote. Raises DeniedError, InvalidError."""
+        where = parse_remote(url)
+        rule = self._service(GIT, where.host, f"/{where.path}")
+        if not where.ssh and where.port != rule.port:
+            raise DeniedError("the remote's port is not the rule's", rule="network.service")
+        return rule
+
+    def _forge(self, url: str) -> NetRule:
+        """The policy's rule for pull requests in a remote's repository."""
+        where = parse_remote(url)
+        known = kind_of(where.host)
+        rule = self._service(FORGES, "", f"/{where.path}")
+        # Whose API it is: the known forges' own, or the same host's.
+        if rule.host != where.host and (known is None or rule.host != known[1].split("/")[2]):
+            raise DeniedError(
+                "the remote is not at the forge that the policy names",
+                rule="network.service",
+                next_step=f"Add {{service: github, host: {where.host}, credential: NAME}} to `network.allow`.",
+            )
+        return rule
+
+    def pull_rule(self, url: str) -> NetRule:
+        """As `git_rule`, for pull requests."""
+        return self._forge(url)
+
+    def _service(self, kinds: tuple[str, ...], host: str = "", path: str = "") -> NetRule:
+        found = service(self._policy.network, kinds, host, path) if self._policy is not None else None
+        if found is None:
+            what = f"{host}{path}" if path else " or ".join(kinds)
+            raise DeniedError(
+                f"the policy names no service for {what}",
+                rule="network.service",
+                next_step=f"Add {{service: {kinds[0]}, host: {host or 'HOST'}, credential: NAME"
+                + (f', paths: ["{path}"]' if path else "")
+                + "} to `network.allow`.",
+            )
+        return found
+
+    async def _asked_of(self, order: dict[str, Any], body: bytes, meter: Meter) -> dict[str, Any]:
+        started = self._now()
+        ident, future = self._channel.start(order, body)
+        try:
+            frame = await future
+        except asyncio.CancelledError:
+            self._channel.send({"op": "cancel", "target": ident, "id": 0})
+            raise
+        finally:
+            meter.duration_ns += self._now() - started
+        ok = frame.header.get("ok")
+        if not isinstance(ok, dict):
+            raise error_from(frame.header.get("error"))
+        moved = ok.get("bytes")
+        meter.bytes_moved += moved if type(moved) is int and 0 <= moved < 1 << 40 else 0
+        return ok
+
     def _measured(self, frame: Frame, meter: Meter, before: int) -> dict[str, Any]:
         ok = frame.header.get("ok")
         if not isinstance(ok, dict):
@@ -224,6 +332,26 @@ class Egress:
         self._channel.close()
 
 
+RESULTS = 10  # of a search
+
+
+def carried(policy: Policy) -> frozenset[str]:
+    """The kinds of operations that this policy's gateway carries."""
+    kinds = {"web_search": SEARCHES, "git_push": GIT, "create_pr": FORGES}
+    found = {kind for kind, names in kinds.items() if service(policy.network, names) is not None}
+    return frozenset(("connect", "web_fetch", *found))
+
+
+def _base(rule: NetRule) -> str:
+    """The base URL of a service's API."""
+    scheme, usual = ("https", 443) if rule.protocol == "https" else ("http", 80)
+    base = f"{scheme}://{rule.host}" + ("" if rule.port == usual else f":{rule.port}")
+    if rule.service == "gitlab":
+        return f"{base}/api/v4"
+    # GitHub's own API is a host by itself; an Enterprise server's is below its web pages.
+    return f"{base}/api/v3" if rule.service == "github" and rule.host != "api.github.com" else base
+
+
 ENDPOINT = "model.internal"  # the local endpoint of a model's API is <api>.model.internal
 PLACEHOLDER = "nucleus"  # what a client in the pod has for a key: it is taken away, and the host's put in its place
 
@@ -235,8 +363,9 @@ def outward_facts(policy: Policy) -> dict[str, Any]:
         ``opens``: hosts whose TLS the gateway opens; ``credentials``: names that it may fetch; ``env``: what programs
         in the pod are told of their model's API.
     """
-    rules = {rule for rules in policy.network for rule in rules}
-    named = {rule.credential for rule in rules} - {"", CLIENT}
+    every = {rule for rules in policy.network for rule in rules}
+    rules = {rule for rule in every if not rule.service}
+    named = {rule.credential for rule in every} - {"", CLIENT}
     env: dict[str, str] = {}
     for api in sorted({rule.model for rule in rules} - {""}):
         base = f"http://{api}.{ENDPOINT}"
@@ -249,7 +378,7 @@ def outward_facts(policy: Policy) -> dict[str, Any]:
 def rules_data(policy: Policy) -> list[list[dict[str, Any]]]:
     """The network rules as the gateway gets them: each list, sorted."""
     lists = [sorted(rules, key=str) for rules in policy.network]
-    return [[_rule_data(rule) for rule in rules] for rules in sorted(lists, key=str)]
+    return [[_rule_data(rule) for rule in rules if not rule.service] for rules in sorted(lists, key=str)]
 
 
 def _rule_data(rule: NetRule) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from nucleus.errors import OperationError, SandboxError
 from nucleus.frames import Frame
 from nucleus.limits import LIMITS
 from nucleus.model.grant import Grant
-from nucleus.model.operation import Base, Edit, Glob, Grep, Read, Run, Write
+from nucleus.model.operation import Base, Edit, GitPush, Glob, Grep, Read, Run, Write
 from nucleus.model.receipt import Meter, Outcome, Redirect
+from nucleus.network.receive_pack import is_ref
 from nucleus.server.channel import Channel
 
 # hands' own deadline comes first; ours is the one that counts when hands does not answer.
@@ -95,6 +96,39 @@ class Executor:
         meter.matches += len(result.get("paths", ())) + len(result.get("matches", ()))
         return Outcome(result)
 
+    async def plan(self, remote: str, ref: str, delete: bool) -> dict[str, Any]:
+        """What pushing `ref` to `remote` would do: ``{url, target, old, new, forced}``, as the pod's repository says.
+
+        Raises:
+            OperationError, SandboxError: as `execute`.
+        """
+        header = {"op": "git_plan", "remote": remote, "ref": ref, "delete": delete}
+        frame = await self._call(header, b"", _deadline_ns(Base()))
+        if "error" in frame.header:
+            _failure(frame, Base())
+        ok = frame.header.get("ok")
+        if not isinstance(ok, dict) or type(ok.get("forced")) is not bool:
+            raise SandboxError("hands broke the protocol", rule="hands.protocol")
+        plan = {name: _str(ok, name, 2_048) for name in ("url", "target", "old", "new")}
+        if not is_ref(plan["target"]) or not all(_is_oid(plan[name]) for name in ("old", "new")):
+            raise OperationError("the repository has no such ref to push", rule="hands.git")
+        return {**plan, "forced": ok["forced"]}
+
+    async def push(self, endpoint: str, operation: GitPush, meter: Meter) -> str:
+        """Have git push to `endpoint`; what it said. Raises as `execute`."""
+        header = {
+            "op": "git_push", "endpoint": endpoint, "target": operation.target, "new": operation.new,
+            "forced": operation.forced,
+        }  # fmt: skip
+        started = self._now()
+        try:
+            frame = await self._call(header, b"", _deadline_ns(operation))
+        finally:
+            meter.duration_ns += self._now() - started
+        if "error" in frame.header:
+            _failure(frame, operation)
+        return _text_only(frame.body)
+
     async def _call(self, header: dict[str, Any], body: bytes, deadline_ns: int) -> Frame:
         ident, future = self._channel.start(header, body)
         try:
@@ -167,6 +201,10 @@ class Executor:
                 case _:
                     raise SandboxError("hands broke the protocol", rule="hands.protocol")
         return {"matches": shown, "truncated": bool(ok.get("truncated")) or len(rows) > limit, "withheld": withheld}
+
+
+def _is_oid(text: str) -> bool:
+    return len(text) in (40, 64) and set(text) <= _HEX
 
 
 def _request(operation: Base, hidden: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nucleus.errors import NoEgressError, OperationError
 from nucleus.model.grant import Grant
-from nucleus.model.operation import Base, CallTool, Connect, WebFetch
+from nucleus.model.operation import Base, CallTool, Connect, CreatePr, GitPush, WebFetch, WebSearch
 from nucleus.model.receipt import Meter, Outcome, Redirect
 from nucleus.server.egress import Egress
 from nucleus.server.executor import Executor
@@ -28,6 +28,50 @@ class Executors:
         self._tools = tools
         self._egress = egress
 
+    async def resolve(self, operation: Base) -> Base:
+        """What a push or a pull request is about, found out in the pod before it is decided and shown to a person.
+
+        Raises:
+            OperationError: there is no such remote, branch or commit.
+            DeniedError: the policy names no such repository.
+        """
+        if self._egress is None:
+            raise NoEgressError("no egress in this pod", rule="pod.egress")
+        if isinstance(operation, GitPush):
+            plan = await self._hands.plan(operation.remote, operation.ref, operation.delete)
+            self._egress.git_rule(plan["url"])
+            found = operation.model_copy(update=plan)
+            if plan["forced"] and not operation.force:
+                raise OperationError(
+                    "the remote's branch is not an ancestor of what is pushed: fetch and merge, or ask with force",
+                    rule="git.forced",
+                )
+            return found
+        if isinstance(operation, CreatePr):
+            plan = await self._hands.plan(operation.remote, operation.head, False)
+            self._egress.pull_rule(plan["url"])
+            head = plan["target"].removeprefix("refs/heads/")
+            return operation.model_copy(update={"url": plan["url"], "head": head})
+        return operation
+
+    async def _push(self, egress: Egress, grant: Grant, operation: GitPush, meter: Meter) -> Outcome:
+        """git itself, in the pod, against an endpoint that knows one update."""
+        grant.spend(operation)
+        endpoint = await egress.opened_push(operation)
+        said = ""
+        try:
+            said = await self._hands.push(endpoint, operation, meter)
+        finally:
+            ended = await egress.ended_push(endpoint, meter)
+        if not ended["sent"] or not 200 <= ended["status"] < 300 or "\n!" in f"\n{said}":
+            reason = str(
+                ended.get("reason") or ("the remote refused it" if ended["sent"] else "there is nothing new in it")
+            )[:200]
+            raise OperationError(f"not pushed: {reason}", rule="git.push")
+        return Outcome(
+            {"ref": operation.target, "old": operation.old, "new": operation.new, "url": operation.url, "text": said}
+        )
+
     async def execute(self, grant: Grant, operation: Base, meter: Meter) -> Outcome | Redirect:
         """Carry one operation out; raises as the carriers do."""
         if isinstance(operation, CallTool):
@@ -42,4 +86,10 @@ class Executors:
             return await self._egress.carry(grant, operation, meter)
         if isinstance(operation, WebFetch):
             return await self._egress.fetch(grant, operation, meter)
+        if isinstance(operation, WebSearch):
+            return await self._egress.search(grant, operation, meter)
+        if isinstance(operation, CreatePr):
+            return await self._egress.pull(grant, operation, meter)
+        if isinstance(operation, GitPush):
+            return await self._push(self._egress, grant, operation, meter)
         raise NoEgressError(f"nothing here carries {getattr(operation, 'kind', '')} yet", rule="pod.egress")

@@ -31,7 +31,7 @@ from nucleus.model.principal import Principal
 from nucleus.server.authority import Authority, gone
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
-from nucleus.server.egress import CONNECTIONS, Egress
+from nucleus.server.egress import CONNECTIONS, Egress, carried
 from nucleus.server.egress import gone as egress_gone
 from nucleus.server.executor import Executor
 from nucleus.server.executors import Executors
@@ -40,7 +40,6 @@ from nucleus.server.tools import gone as tools_gone
 from nucleus.server.wire import error_object, reply_object
 
 NS_PER_S = 1_000_000_000
-CARRIED = frozenset(("connect", "web_fetch"))  # by a gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ async def serve(
         tools = Tools(await Channel.over(tools_socket, tools_gone), time.monotonic_ns)
     egress, attach = await _gateway(config, policy, egress_socket, stopped.set)
     driver = Driver(
-        Gate(egress=CARRIED if egress is not None else frozenset(), session=session, tools=tools is not None),
+        Gate(egress=carried(policy) if egress is not None else frozenset(), session=session, tools=tools is not None),
         decided,
         authority,
         Executors(executor, tools, egress),

@@ -130,6 +130,7 @@ def _git_push(operation: Any, changes: dict[str, Any]) -> None:
     _ref("ref", source)
     if mark:
         _ref("ref", target)
+    _unresolved(operation)
 
 
 def _create_pr(operation: Any, changes: dict[str, Any]) -> None:
@@ -139,6 +140,16 @@ def _create_pr(operation: Any, changes: dict[str, Any]) -> None:
     check_prose("body", operation.body)
     _ref("base", operation.base)
     _ref("head", operation.head)
+    _ref("remote", operation.remote)
+    if "/" in operation.remote:
+        refuse("remote", "must be the name of a remote", "git.ref")
+    _unresolved(operation)
+
+
+def _unresolved(operation: Any) -> None:
+    for name in operation.resolved:
+        if getattr(operation, name):
+            refuse(name, "is the gate's to fill in", "operation.resolved")
 
 
 def _manage_pods(operation: Any, changes: dict[str, Any]) -> None:
