@@ -37,7 +37,11 @@ CALLS: list[tuple[str, Callable[[Gate], Any], dict[str, Any]]] = [
     ("web_fetch", lambda g: g.web_fetch("https://x/"), {"url": "https://x/", "method": "GET", "body": ""}),
     ("web_search", lambda g: g.web_search("q"), {"query": "q"}),
     ("git_push", lambda g: g.git_push(), {"remote": "origin", "ref": "HEAD", "force": False, "delete": False}),
-    ("create_pr", lambda g: g.create_pr("t"), {"title": "t", "body": "", "base": "main", "head": "HEAD", "draft": False, "remote": "origin"}),
+    (
+        "create_pr",
+        lambda g: g.create_pr("t"),
+        {"title": "t", "body": "", "base": "main", "head": "HEAD", "draft": False, "remote": "origin"},
+    ),
     ("manage_pods", lambda g: g.manage_pods("list"), {"action": "list", "name": ""}),
     ("tool", lambda g: g.call_tool("s", "t", {"a": 1}), {"server": "s", "tool": "t", "arguments": {"a": 1}}),
 ]  # fmt: skip

@@ -26,7 +26,7 @@ FIELDS = (
 )  # fmt: skip
 EVENTS = frozenset({
     "intent", "outcome", "denied", "invalid", "unauthenticated", "approval", "error", "pod.start", "pod.stop",
-    "recovery", "identity.refused", "identity.issued",
+    "recovery", "identity.refused", "identity.issued", "network.changed",
 })  # fmt: skip
 ZERO = "0" * 64  # `prev` of the first record
 FIELD_BYTES = 131_072  # one of operation, decision, outcome, encoded: all that `limits` allows fits

@@ -203,7 +203,8 @@ class Loop:
                 pod = self._open_pod(body)
                 if any(c.kind == GATE and c.pod == pod for c in self._channels.values()):
                     raise InvalidError("this pod has its gate", rule="attach.gate")
-                self._add(Channel(sock, self._epoll, GATE, pod=pod))
+                self._add(gate := Channel(sock, self._epoll, GATE, pod=pod))
+                self._service.rules.gates[pod] = gate
             elif role == APPROVER:
                 if sum(c.kind == APPROVER for c in self._channels.values()) >= MAX_APPROVERS:
                     raise InvalidError("too many approvers", rule="attach.approver")

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nucleus.authority import fields, identities
+from nucleus.authority import fields, identities, rules
 from nucleus.authority.approvals import PRINCIPAL_BYTES, Desk
 from nucleus.authority.batch import Batch
 from nucleus.authority.clock import Clock
 from nucleus.authority.peers import APPROVER, GATE, VAULT, WORKLOAD, Channel
 from nucleus.authority.recovery import resolve
+from nucleus.authority.rules import Rules
 from nucleus.budget.cost import amount as checked
 from nucleus.budget.reservation import Phase
 from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, NucleusError
@@ -67,6 +68,7 @@ class Service:
         self._trust_domain = trust_domain
         self._clock = clock
         self._credentials = credentials
+        self.rules = Rules()
 
     def now(self) -> tuple[int, int]:
         """The clocks: nanoseconds since the epoch, monotonic nanoseconds."""
@@ -90,6 +92,8 @@ class Service:
                 if handler is None or "pod" in header or frame.body:  # 1, 2
                     raise InvalidError("unknown request of a gate", rule="frames.op")
                 handler(self, channel, ident, header)
+            elif channel.kind == APPROVER and header.get("op") in rules.OPS:
+                self.rules.approver(channel, ident, header, self.batch)
             elif channel.kind == APPROVER:
                 self.desk.approver(channel, ident, channel.uid, header, self.batch)
             elif channel.kind == WORKLOAD:
@@ -218,6 +222,9 @@ class Service:
         self.batch.record("identity.issued", pod=pod.pod, principal=str(name), operation="svid", context=context)
         self.batch.answer(channel, ident, svid.to_wire(), recorded=True)
 
+    def _net_said(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        self.rules.said(channel, ident, header, self.batch)
+
     # Workloads
 
     def _workload(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
@@ -311,6 +318,7 @@ class Service:
 
     def lost(self, channel: Channel) -> None:
         """A channel ended: what it left open ends too."""
+        self.rules.lost(channel)
         self.batch.start(*self._clock(), durable=False)
         if channel.kind == APPROVER:
             self._guarded(lambda: self.desk.approver_lost(channel, self.batch))
@@ -341,4 +349,5 @@ _GATE: dict[str, Handler] = {
     "ask": Service._ask,
     "withdraw": Service._withdraw,
     "svid": Service._svid,
+    "net_said": Service._net_said,
 }

@@ -28,6 +28,7 @@ usage: nucleus [--no-helper] VERB ...
   approvals  list, show, answer or watch approval requests
   policy     list, show, check, explain, diff or meet policies
   credentials secrets that stay on the host and are added by a pod's gateway
+  net        what running pods may reach and reach; allow or deny while they run
   why        what was refused last, by which rule, and what to do
   audit      verify or read the audit log (also: nucleus-audit)
   doctor     what isolation this machine gives, and what is missing
@@ -40,7 +41,20 @@ usage: nucleus [--no-helper] VERB ...
 exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
             6 sandbox unavailable
 """
-VERBS = ("exec", "run", "learn", "serve", "approvals", "policy", "credentials", "why", "audit", "doctor", "helper")
+VERBS = (
+    "exec",
+    "run",
+    "learn",
+    "serve",
+    "approvals",
+    "policy",
+    "credentials",
+    "net",
+    "why",
+    "audit",
+    "doctor",
+    "helper",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

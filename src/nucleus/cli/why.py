@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _find(path: str, request: str, pod: str) -> dict[str, Any] | None:
-    for record in _backwards(path):
+    for record in records_backwards(path):
         if pod and record.get("pod") != pod:
             continue
         if record.get("request_id") == request if request else _refused(record):
@@ -71,7 +71,7 @@ def _refused(record: dict[str, Any]) -> bool:
     return record.get("event") in REFUSED or (record.get("event") == "outcome" and status != "ok")
 
 
-def _backwards(path: str) -> list[dict[str, Any]]:
+def records_backwards(path: str) -> list[dict[str, Any]]:
     """The records at the log's end, the last one first."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)

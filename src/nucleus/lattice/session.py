@@ -68,6 +68,11 @@ class Session:
         """The pod's policy."""
         return self._policy
 
+    def change(self, policy: Policy) -> None:
+        """Decide by another policy from now on; what was seen stays seen."""
+        self._policy = policy
+        self._egress = policy.ways_out()
+
     @property
     def seen(self) -> Exposure:
         """What the session has seen."""

@@ -56,6 +56,7 @@ class Egress:
         self._now = monotonic_ns
         self._policy: Policy | None = None
         self._asked: dict[int, asyncio.Task[None]] = {}
+        self._open: dict[int, Connect] = {}  # what has been let go, by the gateway's number
         self._unlisted: set[str] = set()
 
     async def configure(self, policy: Policy) -> None:
@@ -131,6 +132,7 @@ class Egress:
         credential = "".join(credentials(self._policy.network, operation)[:1])
         started = self._now()
         before = meter.bytes_moved
+        self._open[operation.conn] = operation
         # Until the gateway says better, all that it was allowed counts as moved.
         meter.bytes_moved = before + LIMITS.connection_bytes
         meter.extra = operation.upper
@@ -146,6 +148,7 @@ class Egress:
                         self._measured(await asyncio.shield(future), meter, before)
                 raise
         finally:
+            self._open.pop(operation.conn, None)
             meter.duration_ns += self._now() - started
         ok = self._measured(frame, meter, before)
         ended = ok.get("ended")
@@ -326,6 +329,23 @@ class Egress:
         meter.bytes_moved = before + ok["up"] + ok["down"]
         meter.extra = extra
         return ok
+
+    async def changed(self, policy: Policy, still: Callable[[Connect], bool]) -> int:
+        """Other rules: names and protocols are told anew, and what is open and not allowed any more is cut.
+
+        Returns how many connections were cut.
+        """
+        await self.configure(policy)
+        gone = [conn for conn, operation in self._open.items() if not still(operation)]
+        for conn in gone:
+            self._channel.send({"op": "cut", "conn": conn, "id": 0})
+        return len(gone)
+
+    async def connections(self) -> list[dict[str, Any]]:
+        """What is open, as the gateway says."""
+        ok = (await self._channel.call({"op": "status"})).header.get("ok")
+        found = ok.get("connections") if isinstance(ok, dict) else None
+        return [one for one in found if isinstance(one, dict)][:CONNECTIONS] if isinstance(found, list) else []
 
     def close(self) -> None:
         """Close the channel: the gateway ends, and every connection with it."""

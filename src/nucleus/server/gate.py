@@ -29,6 +29,7 @@ from nucleus.model.decision import Decision
 from nucleus.model.operation import Base
 from nucleus.model.principal import Principal
 from nucleus.server.authority import Authority, gone
+from nucleus.server.changes import Changes
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
 from nucleus.server.egress import CONNECTIONS, Egress, carried
@@ -103,7 +104,13 @@ async def serve(
 ) -> None:
     """Steps 3 and 4."""
     stopped = asyncio.Event()
-    channel = await Channel.over(authority_socket, gone, on_closed=stopped.set)
+    changes: list[Changes] = []
+    channel = await Channel.over(
+        authority_socket,
+        gone,
+        on_request=lambda frame: changes[0].received(frame) if changes else None,
+        on_closed=stopped.set,
+    )
     authority = Authority(channel)
     hands = await Channel.over(
         hands_socket, lambda: SandboxError("the pod is gone", rule="hands.gone"), on_closed=stopped.set
@@ -120,7 +127,7 @@ async def serve(
         return Context(
             now_ns=time.time_ns(),
             started_ns=started,
-            egress=policy.ways_out(),
+            egress=session.policy.ways_out(),
             trusted_workspace=config.trusted_workspace,
             isolation=config.isolation,
             seen=session.seen,
@@ -128,7 +135,8 @@ async def serve(
         )
 
     def decided(operation: Base) -> Decision:
-        return decide(policy, operation, context())
+        # What a person changed of the network while the pod runs is in the session's policy.
+        return decide(session.policy, operation, context())
 
     executor = Executor(
         hands,
@@ -154,6 +162,9 @@ async def serve(
     if egress is not None:
         attach(driver)
         await egress.configure(policy)
+        changes.append(Changes(channel, session, egress, decided))
+    else:
+        changes.append(Changes(channel, session, None, decided))
     runner = None
     rotation: asyncio.Task[None] | None = None
     if listener is not None:
