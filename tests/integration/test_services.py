@@ -193,3 +193,22 @@ def test_a_pull_request(world: World) -> None:
     assert seen["headers"]["authorization"] == f"Bearer {SECRET}-forge"
     git("remote", "set-url", "origin", "https://api.test/acme/else.git", cwd=world.workspace)
     assert operate(world, kind="create_pr", title="x")["rule"] == "network.service"
+
+
+def test_git_itself_clones_and_fetches_with_the_host_s_credential(world: World) -> None:
+    """An ordinary `git clone` in the pod, over TLS that is opened; nothing of the credential in the clone."""
+    policy = POLICY + (
+        '    - {host: git.test, methods: [GET, POST], paths: ["/acme/repo.git/info/refs", '
+        '"/acme/repo.git/git-upload-pack"], credential: git, trusted: true}\n'
+    )
+    script = (
+        "git clone -q https://git.test/acme/repo.git /tmp/c && cd /tmp/c && git log --format=%s && git config --list"
+        " && git -c user.name=a -c user.email=a@a commit -q --allow-empty -m x && git push -q origin main"
+    )
+    answer = operate(world, policy, kind="run", argv=["sh", "-c", script])
+    assert answer["status"] == "ok", answer
+    said = answer["result"]["stdout"] + answer["result"]["stderr"]
+    assert "one" in said
+    assert SECRET not in said
+    assert answer["result"]["exit_code"] != 0  # the push is not what the rule lists
+    assert "403" in said
