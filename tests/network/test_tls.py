@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -368,26 +369,24 @@ def test_without_memfd_the_key_is_encrypted_on_its_way(
     assert verdict(trusting(ca), context, "b.wild.test") == ""
 
 
-def test_a_client_cannot_fill_the_memory_with_sessions(ca: PodCa, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_cannot_fill_the_memory_with_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pod_ca, "SESSIONS", 3)
-    fresh, client = PodCa([HOST], NOW), trusting(ca, **TLS12)
+    fresh = PodCa([HOST], NOW)
     client = trusting(fresh, **TLS12)
-    client.options |= ssl.OP_NO_TICKET
-    most, seen = 0, set()
+    first, kept = fresh.context(HOST), []
     for _ in range(12):
         context = fresh.context(HOST)
-        seen.add(id(context))
-        assert verdict(client, context, HOST) == ""
-        most = max(most, context.session_stats()["number"])
-    assert most <= 4
-    assert verdict(trusting(fresh), fresh.context(HOST), HOST) == ""
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = client.wrap_bio(down, up, server_hostname=HOST), context.wrap_bio(up, down, server_side=True)
+        for step in [end.do_handshake for end in ends * 3] + [end.unwrap for end in ends * 2]:
+            with suppress(ssl.SSLWantReadError):
+                step()
+        kept.append(context.session_stats()["number"])
+    assert max(kept) == 4
+    assert fresh.context(HOST) is not first
 
 
 # --- the stream ---
-
-
-def certificate_of(stream: TlsStream) -> Any:
-    return stream._tls.getpeercert()
 
 
 @pytest.mark.parametrize("limits", [{}, TLS12])
@@ -559,13 +558,25 @@ def test_over_asyncio_s_own_stream(ca: PodCa) -> None:
     run(body)
 
 
-def test_a_reader_that_does_not_read_slows_the_writer_and_costs_one_piece(ca: PodCa) -> None:
+def test_a_reader_that_does_not_read_slows_the_writer_and_costs_one_piece(
+    ca: PodCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most: list[int] = []
+    write = SocketStream.write
+
+    async def watched(stream: SocketStream, data: bytes) -> None:
+        most.append(len(data))
+        await write(stream, data)
+
     async def body() -> None:
-        server, client = await shaken(ca, *sockets())
+        near, far = sockets()
+        server, client = await shaken(ca, near, far)
+        monkeypatch.setattr(SocketStream, "write", watched)
         writing = asyncio.ensure_future(server.write(bytes(64 * MIB)))
         await asyncio.sleep(0.2)
         assert not writing.done()
-        assert server._outgoing.pending <= 70_000
+        assert server._outgoing.pending == 0
+        assert max(most) < 70_000
         assert client._incoming.pending == 0
         total = 0
         while total < 64 * MIB:
@@ -657,6 +668,49 @@ def test_a_reader_s_flush_outlives_the_reader_and_comes_between_two_writes(ca: P
         await writing
         await client.write(b"x")
         assert await server.read(1) == b"x"
+        server.abort()
+        client.abort()
+
+    run(body)
+
+
+def test_a_reader_that_gives_up_does_not_cut_off_what_it_was_sending(ca: PodCa) -> None:
+    async def body() -> None:
+        server, client = await shaken(ca, *sockets())
+        server._tls.write(bytes(2 * MIB))  # more than the socket takes
+        for _ in range(2):
+            reading = asyncio.ensure_future(server.read(1))
+            await asyncio.sleep(0.01)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        await client.write(b"x")
+        reading = asyncio.ensure_future(server.read(1))
+        assert await read_exactly(client, 2 * MIB) == bytes(2 * MIB)
+        assert await reading == b"x"
+        await server.write(b"y")
+        assert await client.read(1) == b"y"
+        server._tls.write(bytes(2 * MIB))
+        reading = asyncio.ensure_future(server.read(1))
+        await asyncio.sleep(0.01)
+        server.abort()  # and nothing waits for ever
+        with pytest.raises(OSError, match="aborted"):
+            await reading
+        client.abort()
+
+    run(body)
+
+
+def test_a_peer_that_has_said_its_end_is_not_quiet(ca: PodCa) -> None:
+    async def body() -> None:
+        server, client = await shaken(ca, *sockets())
+        with suppress(ssl.SSLWantReadError):
+            server._tls.unwrap()
+        await server._flush()
+        assert await client.read(1) == b""
+        assert client._inner.quiet()
+        assert not client.quiet()
+        await client.write(b"still heard")  # RFC 8446: one direction has ended
+        assert await server._inner.read(100)
         server.abort()
         client.abort()
 

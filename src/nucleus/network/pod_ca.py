@@ -10,8 +10,8 @@
  4. `ssl` takes a key by a path alone. It is a memfd's: memory, not a file system. Where there is none, a file that
     holds the key encrypted, under a password that is used once and never written.
 
-Relies on: `cryptography` (imported here, so import this late; 50 ms with `ssl`). Does not: revoke; end a connection that
-outlives its leaf.
+Relies on: `cryptography` (imported here, so import this late: 50 ms with `ssl`). Does not: revoke, or end a connection
+that outlives its leaf.
 """
 
 from __future__ import annotations

@@ -135,7 +135,11 @@ class TlsStream:
         if self._apart is None or self._apart.done():
             self._apart = asyncio.ensure_future(self._flush())
             self._apart.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(self._apart)
+        apart = self._apart
+        await asyncio.wait((apart,))
+        if apart.cancelled():
+            raise OSError(errno.ECONNABORTED, "aborted")
+        apart.result()
 
     async def _fill(self) -> bool:
         data = await self._inner.read(PIECE_BYTES)
