@@ -11,7 +11,7 @@ from nucleus.lattice import Context, decide, parse_policy
 from nucleus.lattice.diff import diff
 from nucleus.lattice.emit import emit
 from nucleus.lattice.exposure import Exposure
-from nucleus.lattice.network import NetRule, admits, covers, leq_rule, parse_host, parse_target
+from nucleus.lattice.network import NetRule, admits, covers, credentials, leq_rule, parse_host, parse_target, service
 from nucleus.lattice.policy import NOWHERE, Policy
 from nucleus.model.decision import Verdict
 from nucleus.model.operation import Connect
@@ -200,3 +200,78 @@ def test_a_commands_words_decide_nothing_where_connections_are_decided() -> None
     allowed = policy("[{host: a.com, trusted: true}]", "commands: {allow: everything}\n")
     assert decide(allowed, run, context).verdict is Verdict.ALLOW
     assert decide(policy("[]", "commands: {allow: everything}\n"), run, context).verdict is not Verdict.ALLOW
+
+
+def test_what_opens_tls() -> None:
+    found = policy(
+        '[{host: a.com, methods: [GET], paths: ["/v1/**"], trusted: true}, b.org, {host: b.org, trusted: true}]'
+    )
+    asked = connect("a.com", protocol="https", method="GET", path="/v1/x")
+    assert verdict(found, asked) == ("allow", "network.allow")
+    for method, path in (("POST", "/v1/x"), ("GET", "/v2")):
+        refused = connect("a.com", protocol="https", method=method, path=path)
+        assert verdict(found, refused) == ("deny", "network.request")
+    assert verdict(found, connect("a.com")) == ("deny", "network.request")  # opened, or not at all
+    # Who may have a TLS of their own may have one that is opened.
+    assert verdict(found, connect("b.org", protocol="https", method="GET", path="/"))[0] == "allow"
+    assert verdict(found, connect("a.com", fault="http.host: x"))[1] == "network.fault"
+
+
+def test_a_credential_is_what_every_list_names() -> None:
+    def named(network: str, **asked: Any) -> tuple[str, ...]:
+        return credentials(
+            policy(network).network, connect("a.com", protocol="https", method="GET", path="/x", **asked)
+        )
+
+    assert named("[{host: a.com, credential: k}]") == ("k",)
+    assert named("[{host: a.com, credential: k}, {host: a.com, credential: client}]") == ("k",)
+    assert named("[{host: a.com, credential: k}, {host: a.com, credential: l}]") == ("k", "l")
+    assert named("[{host: a.com, credential: k, methods: [POST]}, {host: a.com, protocol: https}]") == ()
+    assert named("{all_of: [[{host: a.com, credential: k}], [{host: a.com, credential: k}, b.org]]}") == ("k",)
+    assert named("{all_of: [[{host: a.com, credential: k}], [a.com]]}") == ()
+    assert named("{all_of: [[{host: a.com, credential: client}], [a.com]]}") == ("client",)
+    assert named("[a.com]") == ("client",)
+
+
+def test_the_order_of_opened_rules() -> None:
+    plain, opened = NetRule("a.com", 443, "tls"), NetRule("a.com", 443, "https")
+    assert leq_rule(opened, plain)
+    assert not leq_rule(plain, opened)
+    key, own = NetRule("a.com", 443, "https", credential="k"), NetRule("a.com", 443, "https", credential="client")
+    assert leq_rule(opened, key)
+    assert not leq_rule(key, opened)
+    assert not leq_rule(key, plain)
+    assert leq_rule(own, plain)
+    model = NetRule("a.com", 443, "https", credential="k", model="openai", price=(1, 2, 1, 1))
+    assert leq_rule(model, key)
+    assert not leq_rule(key, model)
+    assert not leq_rule(NetRule("a.com", 443, "https", credential="k", model="openai", price=(9, 9, 9, 9)), model)
+    service = NetRule("a.com", 443, "https", credential="k", service="git")
+    assert not leq_rule(service, key)
+    assert not leq_rule(key, service)
+
+
+def test_models_and_services_are_written_down() -> None:
+    found = policy(
+        "[{model: anthropic, credential: k, price: {input: 3, output: 15}},"
+        " {model: openai, host: llm.test, credential: k, trusted: false},"
+        ' {service: git, host: g.test, credential: g, paths: ["/acme/*"]},'
+        " {service: searxng, host: s.test, port: 8080, protocol: http}]"
+    )
+    assert parse_policy(emit(found), "again") == found
+    rules = {rule.host: rule for rules in found.network for rule in rules}
+    assert rules["api.anthropic.com"].price == (3, 15, 3, 3)
+    assert rules["api.anthropic.com"].trusted
+    assert not rules["llm.test"].trusted
+    assert service(found.network, ("git",), "g.test", "/acme/x") is rules["g.test"]
+    assert service(found.network, ("git",), "g.test", "/evil/x") is None
+    assert service(found.network, ("searxng", "brave")) is rules["s.test"]
+    # A service is no way out for the pod's programs.
+    assert verdict(found, connect("g.test", protocol="https", method="GET", path="/acme/x")) == (
+        "deny",
+        "network.allow",
+    )
+    meant = policy(
+        "{all_of: [[{service: git, host: g.test, credential: g}], [{service: git, host: g.test, credential: h}]]}"
+    )
+    assert service(meant.network, ("git",)) is None

@@ -58,6 +58,8 @@ NETWORK = (
     NetRule("a.com", 443, "tls"), NetRule("a.com", 443, "tls", trusted=True), NetRule("*.a.com", 443, "tls"),
     NetRule("b.org", 80, "http", methods=("GET",)), NetRule("b.org", 80, "http", approve=True),
     NetRule("10.0.0.0/8", 22, "tcp"), NetRule("10.1.0.0/16", 22, "tcp", trusted=True),
+    NetRule("a.com", 443, "https", methods=("GET",), credential="k"),
+    NetRule("a.com", 443, "https", credential="client"),
 )  # fmt: skip
 TOOLS = ("s/read", "s/send", "s/*", "t/*")
 DESTINATIONS = ((), ("to",), ("to", "cc"))
@@ -232,7 +234,7 @@ def tool(name: str, **arguments: Any) -> ops.CallTool:
 
 CONNECTIONS: tuple[tuple[str, int, Any], ...] = (
     ("a.com", 443, "tls"), ("s.a.com", 443, "tls"), ("a.com", 22, "tcp"), ("b.org", 80, "http"),
-    ("10.1.2.3", 22, "tcp"), ("10.9.9.9", 22, "tcp"), ("c.net", 443, "tls"),
+    ("10.1.2.3", 22, "tcp"), ("10.9.9.9", 22, "tcp"), ("c.net", 443, "tls"), ("a.com", 443, "https"),
 )  # fmt: skip
 
 

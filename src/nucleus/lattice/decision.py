@@ -432,13 +432,6 @@ def _connect(case: _Case, operation: Any) -> Decision:
         case.met.append(("network.allow", ALLOW))
         admitted.append(fits)
     if len(admitted) == len(case.policy.network):
-        if len(named := network.credentials(case.policy.network, operation)) > 1:
-            case.deny(
-                "network.credential",
-                "the policy names several credentials for this request",
-                f"network.allow: {', '.join(named)}",
-                "Give the rules for this host methods and paths that do not overlap.",
-            )
         _connect_attended(case, operation, admitted)
     return case.result("network.allow", f"network.allow: {to}")
 

@@ -129,7 +129,10 @@ class Egress:
         grant.spend(operation)
         if operation.conn == 0 or self._policy is None:
             raise OperationError("no such connection", rule="network.conn")
-        credential = "".join(credentials(self._policy.network, operation)[:1])
+        named = credentials(self._policy.network, operation)
+        if len(named) > 1:  # no decision: which of two secrets goes out is not ours to guess
+            raise OperationError(f"the policy names several credentials: {', '.join(named)}", rule="network.credential")
+        credential = "".join(named)
         started = self._now()
         before = meter.bytes_moved
         self._open[operation.conn] = operation
