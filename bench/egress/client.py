@@ -1,50 +1,53 @@
 """The client that is measured: standard library alone, the same code wherever it runs; by a proxy where one is named."""
 
+import base64
+import http.client
 import json
 import os
-import socket
 import ssl
 import statistics
 import time
+from contextlib import closing
 from urllib.parse import urlsplit
 
 PROXY = urlsplit(os.environ.get("http_proxy") or os.environ.get("HTTP_PROXY") or "")
 NUMBER = 60
 
 
-def connected(host, port):
+AUTH = {}
+if PROXY.username:
+    pair = base64.b64encode(f"{PROXY.username}:{PROXY.password}".encode()).decode()
+    AUTH = {"Proxy-Authorization": f"Basic {pair}"}
+
+
+def connection(host, port):
+    """To `host`; a proxy is asked for a tunnel."""
     if not PROXY.hostname:
-        return socket.create_connection((host, port))
-    made = socket.create_connection((PROXY.hostname, PROXY.port))
-    made.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        answer += made.recv(1)
-    assert b" 200" in answer.split(b"\r\n")[0], answer
+        return http.client.HTTPConnection(host, port)
+    made = http.client.HTTPConnection(PROXY.hostname, PROXY.port)
+    made.set_tunnel(host, port, AUTH)
     return made
 
 
-def request(sock, host, path, close=False):
-    more = "Connection: close\r\n" if close else ""
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode())
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += sock.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int(
-        next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
-    )
-    left = length - len(body)
-    while left > 0:
-        left -= len(sock.recv(min(left, 1 << 20)))
-    return length
+def connected(host, port):
+    made = connection(host, port)
+    made.connect()
+    return made.sock
 
 
 def plain(host):
-    """To an HTTP server: a proxy gets the whole URL."""
+    """To an HTTP server; a proxy gets the whole URL."""
     if not PROXY.hostname:
-        return socket.create_connection((host, 80)), ""
-    return socket.create_connection((PROXY.hostname, PROXY.port)), f"http://{host}"
+        return http.client.HTTPConnection(host, 80), ""
+    return http.client.HTTPConnection(PROXY.hostname, PROXY.port), f"http://{host}"
+
+
+def request(conn, host, path):
+    conn.request("GET", path, headers={"Host": host, **AUTH})
+    answer = conn.getresponse()
+    body = answer.read()
+    assert answer.status == 200, (answer.status, body[:200])
+    return len(body)
 
 
 def timed(act, number=NUMBER):
@@ -57,20 +60,25 @@ def timed(act, number=NUMBER):
     return statistics.median(found)
 
 
+CONTEXT = ssl.create_default_context()
+
+
 def tls(host):
-    context = ssl.create_default_context()
-    return context.wrap_socket(connected(host, 443), server_hostname=host)
+    made = http.client.HTTPConnection(host, 443)
+    made.sock = CONTEXT.wrap_socket(connected(host, 443), server_hostname=host)
+    made.auto_open = False
+    return made
 
 
 def new_http():
-    sock, prefix = plain("allowed.test")
-    with sock:
-        request(sock, "allowed.test", f"{prefix}/x", close=True)
+    conn, prefix = plain("allowed.test")
+    with closing(conn):
+        request(conn, "allowed.test", f"{prefix}/x")
 
 
 def new_tls(host):
-    with tls(host) as sock:
-        request(sock, host, "/x")
+    with closing(tls(host)) as conn:
+        request(conn, host, "/x")
 
 
 def first_byte():
@@ -79,23 +87,23 @@ def first_byte():
 
 
 def bulk(number=8):
-    with tls("allowed.test") as sock:
+    with closing(tls("allowed.test")) as conn:
         began = time.perf_counter()
-        moved = sum(request(sock, "allowed.test", "/big") for _ in range(number))
+        moved = sum(request(conn, "allowed.test", "/big") for _ in range(number))
         return moved / 1e6 / (time.perf_counter() - began)
 
 
 def main():
     out = {}
-    sock, prefix = plain("allowed.test")
-    with sock:
-        out["HTTP request, kept connection, ms"] = timed(lambda: request(sock, "allowed.test", f"{prefix}/x"))
+    conn, prefix = plain("allowed.test")
+    with closing(conn):
+        out["HTTP request, kept connection, ms"] = timed(lambda: request(conn, "allowed.test", f"{prefix}/x"))
     out["HTTP request, new connection, ms"] = timed(new_http)
-    with tls("allowed.test") as sock:
-        out["TLS tunnel, request on a kept one, ms"] = timed(lambda: request(sock, "allowed.test", "/x"))
+    with closing(tls("allowed.test")) as conn:
+        out["TLS tunnel, request on a kept one, ms"] = timed(lambda: request(conn, "allowed.test", "/x"))
     out["TLS tunnel, new, first answer, ms"] = timed(lambda: new_tls("allowed.test"), 30)
-    with tls("api.test") as sock:
-        out["TLS opened, request on a kept one, ms"] = timed(lambda: request(sock, "api.test", "/x"))
+    with closing(tls("api.test")) as conn:
+        out["TLS opened, request on a kept one, ms"] = timed(lambda: request(conn, "api.test", "/x"))
     out["TLS opened, new, first answer, ms"] = timed(lambda: new_tls("api.test"), 30)
     if not PROXY.hostname:
         out["TCP, first byte, ms"] = timed(first_byte)
