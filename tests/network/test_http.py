@@ -25,6 +25,7 @@ from nucleus.network.http import (
     Exchange,
     Head,
     HttpConnection,
+    Kept,
     Refused,
     SocketStream,
 )
@@ -932,3 +933,42 @@ def test_curl_downloads_uploads_and_uses_a_connection_again(tmp_path: Path) -> N
             assert len(world.connections) == 6
 
     run(body)
+
+
+def test_bodies_that_are_read_whole_are_bounded_together() -> None:
+    asyncio.run(_bounded_together())
+
+
+async def _bounded_together() -> None:
+    """What several clients make us hold counts as one sum; it is given back when their requests are over."""
+    kept = Kept(most=100)
+
+    async def attempt(body: bytes) -> bytes:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+
+        async def decide(head: Head) -> Allowed | Refused:
+            return Refused(403, "no", str(len(head.body)))
+
+        connection = HttpConnection(
+            SocketStream(ours), decide, expected=("a.test", 80), whole=lambda head: 1_000, kept=kept
+        )
+        serving = asyncio.ensure_future(connection.serve())
+        client = SocketStream(theirs)
+        head = f"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        await client.write(head + body)
+        answer = b""
+        while data := await client.read(10_000):
+            answer += data
+        await serving
+        client.abort()
+        return answer
+
+    assert b"403" in await attempt(b"x" * 90)
+    assert kept.bytes == 0
+    assert b"503" in await attempt(b"x" * 101)
+    assert kept.bytes == 0
+    kept.bytes = 50  # somebody else's
+    assert b"503" in await attempt(b"x" * 90)
+    assert kept.bytes == 50

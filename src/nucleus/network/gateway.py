@@ -35,6 +35,7 @@ from nucleus.network import addresses, pushes, upstream
 from nucleus.network.dns import Responder
 from nucleus.network.exchange import Exchange
 from nucleus.network.hello import ACCESS_DENIED, Reader, alert
+from nucleus.network.http import Kept
 from nucleus.network.httphead import Head, refusal
 from nucleus.network.names import Pool, covers
 from nucleus.network.relay import Relay
@@ -106,6 +107,7 @@ class Gateway:
         self.allowance = LIMITS.connection_bytes
         self._authority = authority
         self._vault = vault
+        self.kept = Kept()
         self.rules: tuple[tuple[Rule, ...], ...] = ()
         self.endpoints: dict[str, Rule] = {}
         self.pushes: dict[str, pushes.Push] = {}  # by the name of their endpoint

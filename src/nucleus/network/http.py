@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import h11
 
@@ -27,6 +27,14 @@ __all__ = ["Allowed", "AsyncioStream", "Deadlines", "Exchange", "Head", "HttpCon
 __all__ += ["refusal"]
 
 
+@dataclass(slots=True)
+class Kept:
+    """How much of bodies is held, and how much may be: a pod's gateway is in no cgroup of the pod's."""
+
+    bytes: int = 0
+    most: int = 134_217_728
+
+
 class HttpConnection:
     """A client's connection, from its first request to its last.
 
@@ -37,6 +45,7 @@ class HttpConnection:
         default_port: 80, or 443 inside TLS.
         early: bytes that were already read from the client.
         whole: how many bytes of this request's body, at most, `decide` has to see (`Head.body`); 0 for none of it.
+        kept: counts the bytes of bodies that are held whole, for all connections that share it.
         faulty: told of a request that was refused here, by status, code and reason.
     """
 
@@ -51,6 +60,7 @@ class HttpConnection:
         deadlines: Deadlines | None = None,
         whole: Callable[[Head], int] = lambda head: 0,
         faulty: Callable[[HeadError], Awaitable[None]] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.exchange: Exchange | None = None
         self._client = client
@@ -60,7 +70,9 @@ class HttpConnection:
         self._deadlines = deadlines or Deadlines()
         self._whole = whole
         self._faulty = faulty
+        self._kept = kept or Kept()
         self._inbox = Inbox(client, early)
+        self._held = 0
         self._idle: tuple[tuple[str, int, str], Stream] | None = None
 
     async def serve(self) -> None:
@@ -83,6 +95,14 @@ class HttpConnection:
 
     async def _one(self) -> bool:
         """One request; whether another may follow."""
+        before = self._held
+        try:
+            return await self._carried()
+        finally:
+            self._kept.bytes -= self._held - before
+            self._held = before
+
+    async def _carried(self) -> bool:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         try:
             block = await self._block()
@@ -176,6 +196,10 @@ class HttpConnection:
                 raise HeadError(400, "http.framing", "the request's body is malformed") from None
             if isinstance(event, h11.Data):
                 body += event.data
+                self._held += len(event.data)
+                self._kept.bytes += len(event.data)
+                if self._kept.bytes > self._kept.most:
+                    raise HeadError(503, "http.busy", "too many large requests at a time")
             elif isinstance(event, h11.EndOfMessage):
                 break
             else:

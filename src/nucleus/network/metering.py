@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 from nucleus.errors import InvalidError
 from nucleus.network import model_usage, models
@@ -54,8 +53,7 @@ class Metered:
         self._reader: model_usage.UsageReader | None = None
         self._instalments = False
         self._buying: asyncio.Task[int] | None = None
-        self._more: Callable[[], Awaitable[int]]
-        self._target: Any = None
+        self._more: Callable[[int], Awaitable[int]]
         if head.header("content-encoding"):
             raise InvalidError("a compressed body cannot be read", rule="model.json")
         if head.method == "POST":
@@ -72,9 +70,9 @@ class Metered:
         self._instalments = True
         return True
 
-    def buys(self, more: Callable[[], Awaitable[int]], target: Any) -> None:
-        """Who asks for another part, and where its `upper` is taken from."""
-        self._more, self._target = more, target
+    def buys(self, more: Callable[[int], Awaitable[int]]) -> None:
+        """Who asks for another part, given what to reserve for it; 0 for a refusal."""
+        self._more = more
 
     def part(self) -> int:
         """Micro-dollars that the part which is over now has cost."""
@@ -119,8 +117,7 @@ class Metered:
             await asyncio.shield(self._buying)
 
     async def _buy(self, exchange: Exchange, step: int) -> int:
-        self._target.upper = step
-        got = await self._more()
+        got = await self._more(step)
         if got <= 0:
             exchange.stop("budget_exhausted", "the budget is used up")
             return 0  # and nothing more is tried

@@ -69,6 +69,7 @@ class Push:
             expected=(name, 80),
             early=early,
             whole=lambda head: PACK_BYTES,
+            kept=gateway.kept,
         )
         await connection.serve()
 

@@ -14,6 +14,7 @@ Relies on: `http` and `exchange` for the bytes, `tls` for the server's certifica
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ class Requests:
             early=early,
             whole=self._whole,
             faulty=self._faulty,
+            kept=self._gateway.kept,
         )
         await self._connection.serve()
 
@@ -152,16 +154,21 @@ class Requests:
                 gateway.report(conn, last, exchange.ended, exchange.reason)
             gateway.closed(conn)
 
-        async def more() -> int:
-            conn.mover = self._connection.exchange
-            return await gateway.more(conn, holder)
+        one = asyncio.Lock()  # a part ends, and the next is asked for, one at a time
+
+        async def part(upper: int) -> int:
+            async with one:
+                if not holder:  # the part before this one was refused
+                    return 0
+                conn.mover, conn.target.upper = self._connection.exchange, upper
+                return await gateway.more(conn, holder)
 
         async def reach() -> Stream:
             conn.mover = self._connection.exchange
             return await gateway.stream(conn.target)
 
         if metered is not None:
-            metered.buys(more, conn.target)
+            metered.buys(part)
         own = conn.credential == CLIENT
         return Allowed(
             reach,
@@ -174,7 +181,7 @@ class Requests:
             observer=metered.observe if metered is not None else None,
             paced=metered.paced if metered is not None else None,
             allowance=gateway.allowance,
-            more=more,
+            more=lambda: part(0),
             done=done,
             head=head,
             default_port=HTTPS if conn.target.protocol == "https" else 80,
