@@ -309,7 +309,10 @@ def test_every_module_is_on_the_live_path() -> None:
                 named = set(MODULE.findall(node.value))  # `-m nucleus.pod.builder`
             waiting |= {n for n in named if n in modules} - reached
     packages = {name for name in modules if modules[name].name == "__init__.py"}
-    assert set(modules) - reached - packages == set()
+    # The room of what breaks things on purpose is on no live path; then tests have to use it.
+    tests = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("*.py"))
+    shared = {name for name in modules if name.startswith("nucleus.testing.") and f"from {name} import" in tests}
+    assert set(modules) - reached - packages - shared == set()
 
 
 def _assigned(path: Path, name: str) -> str:

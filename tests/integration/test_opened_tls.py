@@ -276,3 +276,18 @@ def test_a_connection_goes_on_past_its_first_allowance(world: World) -> None:
     assert done.stdout.strip() == str(3 * 8_388_608)
     parts = [one["operation"]["part"] for one in connects(world) if one["operation"]["host"] == "other.test"]
     assert parts[-2:] == [0, 1]
+
+
+def test_an_agent_finds_its_model(world: World) -> None:
+    """`nucleus run`: the agent's own environment, its own requests, no key."""
+    code = (
+        "import json, os, urllib.request as u; base = os.environ['ANTHROPIC_BASE_URL'];"
+        "body = json.dumps({'model': 'm', 'max_tokens': 9, 'messages': [{'role': 'user', 'content': 'hi'}]}).encode();"
+        "r = u.Request(base + '/v1/messages', body, {'x-api-key': os.environ['ANTHROPIC_API_KEY']});"
+        "print(os.environ['ANTHROPIC_API_KEY'], json.load(u.urlopen(r))['usage'])"
+    )
+    policy = world.policy(POLICY % "5.00")
+    done = world.cli("run", "--policy", policy, "--workdir", str(world.workspace), "--", "python3", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "nucleus {'input_tokens': 100" in done.stdout
+    assert world.seen(target="/v1/messages")[-1]["headers"]["x-api-key"] == KEY
