@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import io
 import json
 import os
 import ssl
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,8 @@ class Outside:
             kind, text = "application/json", json.dumps({"headers": headers, "body": body.decode("latin-1")}).encode()
         elif path == "/slow":
             await asyncio.sleep(float(query or "1"))
+        elif path.startswith(("/simple/", "/files/", "/npm/")):
+            kind, text = registry(path, headers["host"])
         elif path.endswith("/pulls"):
             asked = json.loads(body)
             status, kind = "201 Created", "application/json"
@@ -193,6 +198,38 @@ class Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self._outside.record(server="udp", port=self._port, data=data.hex()[:200], source=str(addr))
+
+
+def registry(path: str, host: str) -> tuple[str, bytes]:
+    """One package, `tiny`, as PyPI's simple index and npm's registry have it."""
+    packed = io.BytesIO()
+    if path == "/simple/tiny/":
+        return (
+            "text/html",
+            f'<a href="https://{host}/files/tiny-1.0-py3-none-any.whl">tiny-1.0-py3-none-any.whl</a>'.encode(),
+        )
+    if path.startswith("/files/"):
+        with zipfile.ZipFile(packed, "w") as wheel:
+            wheel.writestr("tiny.py", "said = 'tiny here'\n")
+            wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+            wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+        return "application/zip", packed.getvalue()
+    if path.endswith(".tgz"):
+        with tarfile.open(fileobj=packed, mode="w:gz") as package:
+            for name, content in (
+                ("package.json", '{"name": "tiny", "version": "1.0.0"}'),
+                ("index.js", "module.exports = 1"),
+            ):
+                about = tarfile.TarInfo(f"package/{name}")
+                about.size = len(content)
+                package.addfile(about, io.BytesIO(content.encode()))
+        return "application/octet-stream", packed.getvalue()
+    dist = {"tarball": f"https://{host}/npm/tiny/-/tiny-1.0.0.tgz"}
+    versions = {"1.0.0": {"name": "tiny", "version": "1.0.0", "dist": dist}}
+    return "application/json", json.dumps(
+        {"name": "tiny", "dist-tags": {"latest": "1.0.0"}, "versions": versions}
+    ).encode()
 
 
 def certificates(directory: Path) -> ssl.SSLContext:
