@@ -212,3 +212,42 @@ def test_git_itself_clones_and_fetches_with_the_host_s_credential(world: World) 
     assert SECRET not in said
     assert answer["result"]["exit_code"] != 0  # the push is not what the rule lists
     assert "403" in said
+
+
+def by_ssh(world: World, host_key: str = "") -> str:
+    known = host_key or " ".join((world.outside / "ssh_host_key.pub").read_text().split()[:2])
+    rule = f'{{service: git, host: git.test, port: 2222, host_key: "{known}", credential: key, paths: ["/acme/*"]}}'
+    return f"{POLICY.partition('    - {service: searxng')[0]}    - {rule}\n"
+
+
+def test_a_push_by_ssh(world: World) -> None:
+    """The gateway signs in; the pod has neither key nor agent, and the server proves itself by the rule's host key."""
+    key = (world.outside / "ssh_client_key").read_text()
+    assert world.cli("credentials", "set", "key", "--kind", "ssh", feed=key).returncode == 0
+    git("remote", "set-url", "origin", "ssh://git@git.test:2222/acme/repo.git", cwd=world.workspace)
+    new = commit(world, "by ssh")
+    answer = operate(world, by_ssh(world), kind="git_push")
+    assert answer["status"] == "ok", answer
+    assert remote(world) == new
+    assert {one["command"] for one in world.seen(server="ssh")} == {"git-receive-pack 'acme/repo.git'"}
+    assert key.splitlines()[2] not in world.audit_log.read_text()
+
+
+def test_another_host_key_is_another_server(world: World) -> None:
+    import asyncssh
+
+    key = (world.outside / "ssh_client_key").read_text()
+    assert world.cli("credentials", "set", "key", "--kind", "ssh", feed=key).returncode == 0
+    git("remote", "set-url", "origin", "ssh://git@git.test:2222/acme/repo.git", cwd=world.workspace)
+    old = remote(world)
+    commit(world, "by ssh")
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
+    answer = operate(world, by_ssh(world, " ".join(other.split()[:2])), kind="git_push")
+    assert answer["status"] == "operation_failed"
+    assert "host key is not the one" in answer["error"]
+    wrong = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
+    assert world.cli("credentials", "set", "key", "--kind", "ssh", feed=wrong).returncode == 0
+    answer = operate(world, by_ssh(world), kind="git_push")
+    assert "does not accept the credential" in answer["error"]
+    assert remote(world) == old
+    assert not world.seen(server="ssh")

@@ -293,12 +293,37 @@ def trusted(directory: Path) -> None:
         syscalls.mount(str(joined), str(store), "", syscalls.MS_BIND)
 
 
+async def ssh(directory: Path, outside: Outside) -> None:
+    """git over SSH at port 2222, for whoever has the key that lies in the directory."""
+    import asyncssh
+
+    server, client = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    (directory / "ssh_host_key.pub").write_bytes(server.export_public_key())
+    (directory / "ssh_client_key").write_bytes(client.export_private_key())
+    (directory / "ssh_authorized").write_bytes(client.export_public_key())
+
+    async def run(process: Any) -> None:
+        outside.record(server="ssh", command=process.command)
+        verb, _, path = str(process.command).partition(" ")
+        repository = str(outside.repositories / path.strip("'"))
+        words = ["git", "-c", "safe.directory=*", verb.removeprefix("git-"), repository]
+        child = await asyncio.create_subprocess_exec(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        await process.redirect(stdin=child.stdin, stdout=child.stdout)
+        process.exit(await child.wait())
+
+    await asyncssh.listen(
+        "0.0.0.0", 2222, server_host_keys=[server], authorized_client_keys=str(directory / "ssh_authorized"),
+        process_factory=run, encoding=None,
+    )  # fmt: skip
+
+
 async def main(directory: Path, context: ssl.SSLContext) -> None:
     """Serve until stdin ends."""
     outside = Outside(directory)
     servers = [await asyncio.start_server(outside.http, "0.0.0.0", port) for port in (80, 8080)]
     servers += [await asyncio.start_server(outside.http, "0.0.0.0", port, ssl=context) for port in (443, 8443)]
     servers += [await asyncio.start_server(outside.echo, "0.0.0.0", port) for port in (22, 5432, 9999)]
+    await ssh(directory, outside)
     loop = asyncio.get_running_loop()
     for port in (53, 443, 9999):
         await loop.create_datagram_endpoint(lambda port=port: Datagrams(outside, port), local_addr=("0.0.0.0", port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from nucleus.model.operation import Connect
 from nucleus.server.wire import parse_connect, parse_operation
 from nucleus.store.policies import bundled
 
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5"
 BASE = "version: 1\nname: t\ncapabilities: {read_files: always, run_bash: always}\n"
 
 
@@ -249,6 +251,37 @@ def test_the_order_of_opened_rules() -> None:
     service = NetRule("a.com", 443, "https", credential="k", service="git")
     assert not leq_rule(service, key)
     assert not leq_rule(key, service)
+    ssh = NetRule("a.com", 22, "tcp", credential="k", service="git", host_key=HOST_KEY)
+    assert leq_rule(ssh, ssh)
+    assert not leq_rule(ssh, replace(ssh, host_key="ssh-ed25519 BBBBBBBBB"))
+    assert not leq_rule(ssh, NetRule("a.com", 22, "tcp"))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        f'{{service: git, host: g.test, host_key: "{HOST_KEY}"}}',  # no credential
+        f'{{service: git, host: g.test, credential: k, protocol: https, host_key: "{HOST_KEY}"}}',
+        f'{{service: github, host: g.test, credential: k, host_key: "{HOST_KEY}"}}',
+        f'{{host: g.test, credential: k, host_key: "{HOST_KEY}"}}',
+        "{service: git, host: g.test, credential: k, host_key: ssh-ed25519}",
+        '{service: git, host: g.test, credential: k, host_key: "ssh-ed25519 AAAA BBBB CCCC"}',
+        '{service: git, host: g.test, credential: k, host_key: "-oProxyCommand=x AAAAAAAAAA"}',
+    ],
+)
+def test_host_keys_that_are_refused(rule: str) -> None:
+    with pytest.raises(InvalidError):
+        policy(f"[{rule}]")
+
+
+def test_a_host_key_is_written_down() -> None:
+    found = policy(f'[{{service: git, host: g.test, credential: k, host_key: "{HOST_KEY}", paths: ["/a/*"]}}]')
+    assert parse_policy(emit(found), "again") == found
+    assert service(found.network, ("git",), "g.test", "/a/x") is None
+    rule = service(found.network, ("git",), "g.test", "/a/x", ssh=True)
+    assert rule is not None
+    assert (rule.port, rule.protocol) == (22, "tcp")
+    assert service(found.network, ("git",), "g.test", "/b/x", ssh=True) is None
 
 
 def test_models_and_services_are_written_down() -> None:

@@ -61,7 +61,7 @@ def test_only_harmless_keys_survive() -> None:
     assert "evil" not in out
     assert "PASSWORD" not in out
     assert '"https://example.org/r.git"' in out
-    assert '"example.org:r.git"' in out
+    assert '"git@example.org:r.git"' in out  # the account of every repository at a forge
 
 
 def test_git_reads_it_as_we_meant(tmp_path) -> None:

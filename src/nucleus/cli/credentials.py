@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nucleus.store.credentials import Credentials
 
 USAGE = """\
-usage: nucleus credentials set NAME [--kind bearer|basic|header|key] [--user USER] [--header HEADER]
+usage: nucleus credentials set NAME [--kind bearer|basic|header|key|ssh] [--user USER] [--header HEADER]
        nucleus credentials list [--json]
        nucleus credentials rm NAME
 
@@ -25,6 +25,7 @@ usage: nucleus credentials set NAME [--kind bearer|basic|header|key] [--user USE
            bearer   Authorization: Bearer VALUE (the default)
            basic    Authorization: Basic USER:VALUE, as git servers want it
            header   HEADER: VALUE
+           ssh      a private key (all of the file), for git_push to a remote by SSH
            key      for a model's API or a search provider, which know their header
   list   names and kinds; a value is never shown again
   rm     forget one: the next request that needs it is refused
@@ -71,14 +72,19 @@ def _set(store: Credentials, name: str, options: dict[str, str]) -> int:
     from nucleus.store.credentials import Credential, check_name
 
     check_name(name)
-    made = Credential(options["kind"] or "bearer", _value(), options["user"] or "", options["header"] or "")
+    made = Credential(
+        options["kind"] or "bearer",
+        _value(lines=options["kind"] == "ssh"),
+        options["user"] or "",
+        options["header"] or "",
+    )
     prepare_state(state_dir())
     store.set(name, made)
     sys.stdout.write(f"set {name} ({made.kind})\n")
     return 0
 
 
-def _value() -> str:
+def _value(*, lines: bool) -> str:
     if sys.stdin is None or sys.stdin.closed:
         raise invalid("the value is read from standard input, which is closed")
     if sys.stdin.isatty():
@@ -90,7 +96,7 @@ def _value() -> str:
         text = data.decode("ascii").strip()
     except UnicodeDecodeError:
         raise invalid("the value is not ASCII") from None
-    if len(data) > LINE_BYTES or "\n" in text:
+    if len(data) > LINE_BYTES or ("\n" in text and not lines):
         raise invalid("the value is one line")
     return text
 

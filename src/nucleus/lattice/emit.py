@@ -57,6 +57,7 @@ def _connection(rule: NetRule) -> str:
     parts += [f"credential: {rule.credential}"] if rule.credential else []
     parts += [f"model: {rule.model}"] if rule.model else []
     parts += [f"service: {rule.service}"] if rule.service else []
+    parts += [f"host_key: {_quote(rule.host_key)}"] if rule.host_key else []
     if rule.price:
         named = zip(("input", "output", "cache_read", "cache_write"), rule.price, strict=True)
         parts.append(f"price: {{{', '.join(f'{name}: {value}' for name, value in named)}}}")

@@ -28,6 +28,7 @@ _KEYS = (
     "model",
     "price",
     "service",
+    "host_key",
 )
 _PATH_BYTES = 1_024
 _PRICES = ("input", "output", "cache_read", "cache_write")
@@ -69,7 +70,8 @@ def rule(reader: Reader, node: Node) -> NetRule:
     if "host" not in keys and not known:
         raise reader.bad(node, f"{what}: a rule names its host")
     host = _host(reader, keys["host"]) if "host" in keys else known
-    port = _port(reader, keys["port"]) if "port" in keys else 443
+    host_key = _host_key(reader, keys["host_key"], service) if "host_key" in keys else ""
+    port = _port(reader, keys["port"]) if "port" in keys else 22 if host_key else 443
     protocol = reader.choice(keys["protocol"], "protocol", PROTOCOLS) if "protocol" in keys else protocol_of(port)
     opened = [name for name in ("methods", "paths", "credential", "model", "service") if name in keys]
     if opened and protocol == "tls" and "protocol" not in keys:
@@ -91,9 +93,14 @@ def rule(reader: Reader, node: Node) -> NetRule:
         credential=credential,
         model=model,
         service=service,
+        host_key=host_key,
         price=_price(reader, keys["price"]) if "price" in keys else (),
     )  # fmt: skip
-    if protocol not in ("http", "https") and opened:
+    if host_key and (protocol != "tcp" or not credential):
+        raise reader.bad(
+            node, f"{what}: a remote by SSH needs a credential of kind ssh, and protocol tcp if it says any"
+        )
+    if protocol not in ("http", "https") and opened and not host_key:
         raise reader.bad(node, f"{what}: {opened[0]} need protocol http, or https (TLS that the gateway opens)")
     if service and (methods or host.startswith("*.") or credential == CLIENT):
         raise reader.bad(node, f"{what}: a service has one host, no methods, and no credential but the host's")
@@ -122,6 +129,17 @@ def _credential(reader: Reader, node: Node) -> str:
     if not text or len(text) > 63 or not set(text) <= _NAME or not text[0].isalpha():
         raise reader.bad(node, "credential: a name such as github-token: a-z, 0-9, and -_. inside, at most 63")
     return text
+
+
+def _host_key(reader: Reader, node: Node, service: str) -> str:
+    """As in known_hosts, without the names: ``ssh-ed25519 AAAA…``."""
+    words = reader.text(node, "host_key").split(" ")
+    plain = len(words) == 2 and all(word.isascii() and word.isprintable() and 8 <= len(word) <= 1_024 for word in words)
+    if service != "git" or not plain or not words[0].startswith(("ssh-", "ecdsa-")):
+        raise reader.bad(
+            node, "host_key: of service git, such as `ssh-ed25519 AAAA…` (`ssh-keyscan HOST`, compared with care)"
+        )
+    return " ".join(words)
 
 
 def _price(reader: Reader, node: Node) -> tuple[int, ...]:

@@ -67,6 +67,7 @@ class NetRule:
     model: str = ""
     price: tuple[int, ...] = ()
     service: str = ""
+    host_key: str = ""  # of an SSH server: the service `git` reaches it by SSH then
 
     @property
     def requests(self) -> bool:
@@ -86,6 +87,7 @@ class NetRule:
         extra += [f"credential {self.credential}"] if self.credential else []
         extra += [f"model {self.model}"] if self.model else []
         extra += [f"service {self.service}"] if self.service else []
+        extra += [f"host key {self.host_key}"] if self.host_key else []
         extra += [f"price {' '.join(map(str, self.price))}"] if self.price else []
         extra += [name for name in ("trusted", "approve") if getattr(self, name)]
         return f"{text} ({', '.join(extra)})" if extra else text
@@ -220,20 +222,22 @@ GIT = ("git",)
 
 
 def service(
-    lists: Iterable[Iterable[NetRule]], kinds: tuple[str, ...], host: str = "", path: str = ""
+    lists: Iterable[Iterable[NetRule]], kinds: tuple[str, ...], host: str = "", path: str = "", *, ssh: bool = False
 ) -> NetRule | None:
     """The service of these `kinds` that every list names alike, the first by name; None when there is none.
 
     Args:
         host: of a remote: the rule has to be for it ("" for any).
         path: of a repository, with a slash before it: the rule's paths have to cover it.
+        ssh: the rule has to be one with a host key, or to have none.
     """
     common: dict[tuple[object, ...], NetRule] | None = None
     for rules in lists:
         found: dict[tuple[object, ...], NetRule] = {
-            (rule.service, rule.host, rule.port, rule.protocol, rule.credential): rule
+            (rule.service, rule.host, rule.port, rule.protocol, rule.credential, rule.host_key): rule
             for rule in rules
             if rule.service in kinds
+            and bool(rule.host_key) is ssh
             and (not host or covers(rule.host, host))
             and (not path or not rule.paths or _path_admitted(rule.paths, path))
         }
@@ -275,7 +279,7 @@ def leq_rule(a: NetRule, b: NetRule) -> bool:
         and a.port == b.port
         and (a.protocol == b.protocol or (a.protocol, b.protocol) == ("https", "tls"))
         and a.grants in ("", b.grants)
-        and a.service == b.service
+        and (a.service, a.host_key) == (b.service, b.host_key)
         and (not b.model or (a.model, a.price) == (b.model, b.price))
         and (not b.methods or (bool(a.methods) and set(a.methods) <= set(b.methods)))
         and (not b.paths or (bool(a.paths) and set(a.paths) <= set(b.paths)))

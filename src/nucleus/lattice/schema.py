@@ -104,6 +104,7 @@ def _connection() -> dict[str, Any]:
         "credential": {"type": "string", "pattern": "^[a-z][a-z0-9_.-]{0,62}$"},
         "model": {"enum": list(MODELS)},
         "service": {"enum": list(SERVICES)},
+        "host_key": {"type": "string", "pattern": "^(ssh|ecdsa)-", "maxLength": 2_049},
         "price": _object(
             {name: {**_PRICE} for name in ("input", "output", "cache_read", "cache_write")}, "input", "output"
         ),

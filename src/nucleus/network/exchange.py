@@ -53,6 +53,19 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """Carried out already, by other means than HTTP; the connection ends behind the answer."""
+
+    content_type: str
+    body: bytes = field(repr=False)
+
+    def answer(self) -> bytes:
+        """All of it."""
+        lines = ("HTTP/1.1 200 OK", f"Content-Type: {self.content_type}", f"Content-Length: {len(self.body)}")
+        return "\r\n".join((*lines, "Cache-Control: no-cache", "Connection: close", "", "")).encode() + self.body
+
+
+@dataclass(frozen=True, slots=True)
 class Allowed:
     """How one request is carried.
 

@@ -242,6 +242,13 @@ class Gateway:
         found = await self._fetched(name)
         return found.headers() or header(found.value.encode()), found.secrets()
 
+    async def secret(self, name: str) -> str:
+        """A credential of kind ``ssh``: the key. Raises NucleusError."""
+        found = await self._fetched(name)
+        if found.kind != "ssh":
+            raise NoEgressError("the credential is no SSH key (`--kind ssh`)", rule="credentials.kind")
+        return found.value
+
     async def _fetched(self, name: str) -> Credential:
         from nucleus.store.credentials import Credential  # weight: pods whose policy names credentials
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import h11
 
 from nucleus.errors import NucleusError
-from nucleus.network.exchange import Allowed, Deadlines, Exchange, GoneError, Inbox, Refused
+from nucleus.network.exchange import Allowed, Answered, Deadlines, Exchange, GoneError, Inbox, Refused
 from nucleus.network.httphead import HEAD_BYTES, Head, HeadError, check_block, parse, refusal
 from nucleus.network.streams import AsyncioStream, SocketStream, Stream
 
@@ -52,7 +52,7 @@ class HttpConnection:
     def __init__(
         self,
         client: Stream,
-        decide: Callable[[Head], Awaitable[Allowed | Refused]],
+        decide: Callable[[Head], Awaitable[Allowed | Answered | Refused]],
         *,
         expected: tuple[str, int] | None = None,
         default_port: int = 80,
@@ -117,6 +117,9 @@ class HttpConnection:
             await self._answer(refusal(error.status, error.code, error.reason))
             return False
         verdict = await self._decided(head)
+        if isinstance(verdict, Answered):
+            await self._answer(verdict.answer())
+            return False
         if isinstance(verdict, Refused):
             keep = not head.has_body and http.their_state is h11.DONE
             bodiless = head.method == "HEAD"
@@ -215,7 +218,7 @@ class HttpConnection:
         self._inbox.buffer[:0] = http.trailing_data[0]
         return replace(head, body=bytes(body), length=len(body), expects=False)
 
-    async def _decided(self, head: Head) -> Allowed | Refused:
+    async def _decided(self, head: Head) -> Allowed | Answered | Refused:
         """Step 2, ended by a client that hangs up meanwhile."""
         deciding = asyncio.ensure_future(self._decide(head))
         gone = asyncio.ensure_future(self._inbox.gone())

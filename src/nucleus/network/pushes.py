@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError, NucleusError
-from nucleus.network.exchange import Allowed, Exchange, Refused
+from nucleus.network.exchange import Allowed, Answered, Exchange, Refused
 from nucleus.network.http import HttpConnection
 from nucleus.network.httphead import Head
 from nucleus.network.receive_pack import Commands, Update, difference
@@ -42,6 +42,7 @@ class Push:
     path: str
     updates: tuple[Update, ...]
     credential: str
+    host_key: str = ""
     up: int = 0
     down: int = 0
     sent: bool = False
@@ -55,7 +56,7 @@ class Push:
         updates = tuple(Update(*one) for one in data["updates"])
         names = ("host", "port", "protocol", "path")
         host, port, protocol, path = (data[name] for name in names)
-        return cls(host, port, protocol, path, updates, data["credential"])
+        return cls(host, port, protocol, path, updates, data["credential"], data["host_key"])
 
     def facts(self) -> dict[str, Any]:
         """What came of it."""
@@ -73,7 +74,7 @@ class Push:
         )
         await connection.serve()
 
-    async def _decide(self, gateway: Gateway, head: Head) -> Allowed | Refused:
+    async def _decide(self, gateway: Gateway, head: Head) -> Allowed | Answered | Refused:
         """Steps 2 and 3."""
         asks = (head.method, head.path, head.query)
         if asks == ("POST", "/repository.git/git-receive-pack", ""):
@@ -82,6 +83,8 @@ class Push:
                 return Refused(403, "git.push", why)
         elif asks != ("GET", "/repository.git/info/refs", SERVICE):
             return Refused(404, "git.push", "this endpoint knows one push")
+        if self.host_key:
+            return await self._by_ssh(gateway, head)
         path = f"{self.path}{head.path.removeprefix('/repository.git')}"
         try:
             add, secrets = await gateway.credential(self.credential, "") if self.credential else ((), ())
@@ -89,6 +92,28 @@ class Push:
             self.reason = error.message
             return Refused(502, error.rule, error.message)
         return self._allowed(gateway, replace(head, host=self.host, port=self.port, path=path), add, secrets)
+
+    async def _by_ssh(self, gateway: Gateway, head: Head) -> Answered | Refused:
+        """Step 4 for a remote by SSH: the two requests of git's smart HTTP, each a session of its own."""
+        from nucleus.network.gateway import Target
+        from nucleus.network.ssh_push import receive_pack
+
+        kind = "application/x-git-receive-pack-%s"
+        if head.method == "POST" and head.body == PROBE:
+            return Answered(kind % "result", b"")
+        request = head.body if head.method == "POST" else None
+        try:
+            key = await gateway.secret(self.credential)
+            sock = await gateway.reach(Target(self.host, self.port, "tcp"))
+            found = await receive_pack(sock, self.host_key, key, self.path.lstrip("/"), request)
+        except NucleusError as error:
+            self.reason = error.message
+            return Refused(502, error.rule or error.code, error.message)
+        self.up, self.down = self.up + len(request or b""), self.down + len(found[0]) + len(found[1])
+        self.status = 200
+        if request is not None:
+            return Answered(kind % "result", found[1])
+        return Answered(kind % "advertisement", b"001f# service=git-receive-pack\n0000" + found[0])
 
     def _refusal(self, head: Head) -> str:
         if head.body == PROBE:

@@ -19,8 +19,9 @@ LIMIT = 1_048_576  # bytes of a config that is read at all
 _SECTION = re.compile(r'\[\s*([A-Za-z0-9.-]+)(?:\s+"((?:[^"\\\n]|\\.)*)")?\s*\](.*)')
 _ENTRY = re.compile(r"([A-Za-z][A-Za-z0-9-]*)\s*(?:=\s*(.*))?")
 _PLAIN = re.compile(r"\t([a-z]+) = [a-z0-9]+")
-_REMOTE_URL = re.compile(r"(https?|ssh|git)://(?:[^/@\s]*@)?([^\s]*)")
-_SCP_URL = re.compile(r"(?:[A-Za-z0-9._-]+@)?([A-Za-z0-9.-]+):(?!:)([^\s:][^\s]*)")
+_REMOTE_URL = re.compile(r"(https?|git)://(?:[^/@\s]*@)?([^\s]*)")
+_SSH_URL = re.compile(r"(ssh://)(?:(git@)|[^/@\s]*@)?([^\s]*)")
+_SCP_URL = re.compile(r"()(?:(git@)|[A-Za-z0-9._-]+@)?([A-Za-z0-9.-]+:(?!:)[^\s:][^\s]*)")
 
 
 def sanitize(text: str) -> str:
@@ -71,11 +72,14 @@ def _kept(section: str, subsection: str | None, key: str, value: str) -> str | N
 
 
 def _url(value: str) -> str | None:
-    """The URL without user and password; None for a transport that runs a program (`ext::`) or names a local path."""
+    """The URL without user and password; None for a transport that runs a program (`ext::`) or names a local path.
+
+    `git` stays: by SSH it is the account of every repository at a forge, and says nothing about anybody.
+    """
     if match := _REMOTE_URL.fullmatch(value):
         return f"{match[1]}://{match[2]}"
-    if match := _SCP_URL.fullmatch(value):
-        return f"{match[1]}:{match[2]}"
+    if match := _SSH_URL.fullmatch(value) or _SCP_URL.fullmatch(value):
+        return f"{match[1]}{match[2] or ''}{match[3]}"
     return None
 
 

@@ -251,6 +251,7 @@ class Egress:
             "op": "push", "host": where.host, "port": rule.port, "protocol": rule.protocol,
             "path": f"/{where.path}.git",
             "updates": [[operation.target, operation.old, operation.new]], "credential": rule.credential,
+            "host_key": rule.host_key,
         }  # fmt: skip
         ok = (await self._channel.call(order)).header.get("ok")
         if not isinstance(ok, dict) or not isinstance(ok.get("endpoint"), str):
@@ -268,8 +269,11 @@ class Egress:
     def git_rule(self, url: str) -> NetRule:
         """The policy's rule for pushing to a remote. Raises DeniedError, InvalidError."""
         where = parse_remote(url)
-        rule = self._service(GIT, where.host, f"/{where.path}")
-        if not where.ssh and where.port != rule.port:
+        lists = self._policy.network if self._policy is not None else ()
+        rule = service(lists, GIT, where.host, f"/{where.path}", ssh=True) if where.ssh else None
+        # A remote by SSH may be pushed to over HTTPS, where that is what the policy has.
+        rule = rule or self._service(GIT, where.host, f"/{where.path}")
+        if where.port != rule.port and (not where.ssh or rule.host_key):
             raise DeniedError("the remote's port is not the rule's", rule="network.service")
         return rule
 
@@ -362,6 +366,7 @@ def carried(policy: Policy) -> frozenset[str]:
     """The kinds of operations that this policy's gateway carries."""
     kinds = {"web_search": SEARCHES, "git_push": GIT, "create_pr": FORGES}
     found = {kind for kind, names in kinds.items() if service(policy.network, names) is not None}
+    found |= {"git_push"} if service(policy.network, GIT, ssh=True) is not None else set()
     return frozenset(("connect", "web_fetch", *found))
 
 

@@ -3,7 +3,7 @@
  1. The directory is 0700 and a file 0600, plain and small, both of the state directory's owner (ours; the authority's
     where we are root); anything else is refused, never mended.
  2. A file is replaced as a whole (temporary, fsync, rename, fsync of the directory).
- 3. A value is one line of 6 to 8,192 bytes without control characters: it is going to be a header.
+ 3. A value is one line of 6 to 8,192 bytes without control characters: it is going to be a header. A key has several.
 
 Promises: no value in a repr, an error, a log line or an argument; `names` reads none out. Relies on: the state
 directory being the person's own (root's, or hers). Does not: encrypt: who can read this directory is the person.
@@ -23,7 +23,7 @@ from typing import Any
 
 from nucleus.errors import InvalidError, SandboxError
 
-KINDS = ("bearer", "basic", "header", "key")
+KINDS = ("bearer", "basic", "header", "key", "ssh")
 CLIENT = "client"  # in a rule it means: what the client sends
 FILE_BYTES = 16_384
 LEAST, MOST = 6, 8_192  # bytes of a value: a shorter one could not be kept out of answers
@@ -40,7 +40,8 @@ class Credential:
     """One credential.
 
     Args:
-        kind: ``bearer`` and ``basic`` (Authorization), ``header`` (the named one), ``key`` (its user knows the header).
+        kind: ``bearer`` and ``basic`` (Authorization), ``header`` (the named one), ``key`` (its user knows the header),
+            ``ssh`` (a private key, which signs in the gateway alone).
         value: the secret.
         user: of ``basic``.
         header: of ``header``.
@@ -61,8 +62,11 @@ class Credential:
         size = len(self.value.encode("utf-8", "surrogatepass"))
         if not LEAST <= size <= MOST:
             raise InvalidError(f"a credential has {LEAST} to {MOST} bytes", rule="credentials.value")
-        if not self.value.isprintable() or not self.value.isascii() or self.value != self.value.strip():
-            raise InvalidError("a credential is one line of printable ASCII", rule="credentials.value")
+        lines = self.value.split("\n") if self.kind == "ssh" else [self.value]
+        if not all(line.isprintable() and line.isascii() for line in lines) or self.value != self.value.strip():
+            raise InvalidError(
+                "a credential is printable ASCII, one line of it but for an SSH key", rule="credentials.value"
+            )
         if (self.kind == "basic") != bool(self.user) or ":" in self.user or not _plain(self.user):
             raise InvalidError("`basic`, and it alone, has a user (without a colon)", rule="credentials.user")
         lower = self.header.lower()
@@ -81,6 +85,8 @@ class Credential:
 
     def secrets(self) -> tuple[bytes, ...]:
         """What must not come back in an answer."""
+        if self.kind == "ssh":
+            return ()  # it never goes out
         return (self.value.encode(), *([self._pair()] if self.kind == "basic" else []))
 
     def _pair(self) -> bytes:
