@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-egress check format bench bench-decision bench-agentdojo prove clean
+.PHONY: help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-agentdojo prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +35,18 @@ test: setup ## the tests; ends with what was skipped and why
 	@$(BIN)/pytest
 
 test-egress: setup ## every attempt to get out of a pod, and what is to work
-	@$(BIN)/pytest tests/network tests/adversarial/test_egress.py tests/integration/test_web_fetch.py tests/integration/test_drift.py
+	@$(BIN)/pytest tests/network tests/adversarial/test_egress.py $(wildcard tests/adversarial/test_opened_attacks.py) \
+	  $(addprefix tests/integration/test_,web_fetch.py drift.py drift_sender.py opened_tls.py services.py net.py package_managers.py)
+
+test-real: setup ## programs of others as the outside: httpbin, searx, GitHub's own description of its API (in .real)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in curl iproute2 searx; do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done; command -v npm >/dev/null || echo nodejs npm); \
+	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
+	fi
+	@test -x .real/venv/bin/python || $(PYTHON) -m venv .real/venv
+	@.real/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/real/requirements.txt
+	@cp tests/real/package.json tests/real/package-lock.json .real/ && npm ci --prefix .real --no-audit --no-fund --silent
+	@NUCLEUS_REAL=$(CURDIR)/.real $(BIN)/pytest tests/real
 
 check: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench demo proofs
@@ -53,6 +64,9 @@ bench: setup ## the figures of the closing notes, against their floors and peers
 bench-decision: setup ## one decision against cedarpy, regorus, agent-governance-toolkit and casbin
 	@$(BIN)/python -m bench.decision
 
+bench-egress: setup ## what the way out costs: requests, a stream of bytes, names, a hundred gateways
+	@$(BIN)/python -m bench.egress --runs 5 --gateways 100
+
 bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent gets done in each trifecta mode
 	@for mode in static session provenance all; do $(BIN)/python -m bench.agentdojo --mode $$mode || exit 1; done
 
@@ -60,4 +74,4 @@ prove: setup ## the lattice's laws: by Z3 on the production functions, and exhau
 	@$(BIN)/python -m proofs
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .real .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

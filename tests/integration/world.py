@@ -43,15 +43,29 @@ class World(Site):
         ]
 
     def become(self) -> None:
+        self._enter()
+        super().become()
+
+    def _enter(self) -> None:
         for descriptor, kind in self._namespaces:
             syscalls.setns(descriptor, kind)
-        super().become()
 
     def seen(self, **wanted: Any) -> list[dict[str, Any]]:
         """What has reached a server of the outside, those with these fields."""
         lines = (self.outside / "requests.jsonl").read_text().splitlines()
         found = [json.loads(line) for line in lines]
         return [one for one in found if all(one.get(name) == value for name, value in wanted.items())]
+
+    def server(self, *argv: str, **env: str) -> subprocess.Popen[bytes]:
+        """Another server of the outside; whoever starts it ends it."""
+        log = (self.outside / "server.log").open("ab")
+        try:
+            return subprocess.Popen(
+                argv, preexec_fn=self._enter, env={**os.environ, **env}, cwd=self.outside,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        finally:
+            log.close()
 
     def policy(self, text: str, name: str = "policy.yaml") -> str:
         """A policy file outside the workspace; its path."""
