@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-agentdojo prove clean
+.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-agentdojo prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,13 +49,13 @@ test-real: setup ## programs of others as the outside: httpbin, searx, GitHub's 
 	@NUCLEUS_REAL=$(CURDIR)/.real $(BIN)/pytest tests/real
 
 check: setup ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench demo proofs
-	@$(BIN)/ruff format --check src tests bench demo proofs
+	@$(BIN)/ruff check src tests bench demo proofs docs
+	@$(BIN)/ruff format --check src tests bench demo proofs docs
 	@$(BIN)/mypy
 
 format: setup ## ruff format, and the fixes that are safe
-	@$(BIN)/ruff format src tests bench demo proofs
-	@$(BIN)/ruff check --fix src tests bench demo proofs
+	@$(BIN)/ruff format src tests bench demo proofs docs
+	@$(BIN)/ruff check --fix src tests bench demo proofs docs
 
 bench: setup ## the figures of the closing notes, against their floors and peers, in one run
 	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
@@ -69,6 +69,9 @@ bench-egress: setup ## what the way out costs: requests, a stream of bytes, name
 
 bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent gets done in each trifecta mode
 	@for mode in static session provenance all; do $(BIN)/python -m bench.agentdojo --mode $$mode || exit 1; done
+
+docs: setup ## what the documentation takes from the code: README's limits, the policy's schema
+	@$(BIN)/python docs/generate.py
 
 prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
 	@$(BIN)/python -m proofs

@@ -110,7 +110,7 @@ def _operation(options: dict[str, Any], command: list[str]) -> dict[str, Any]:
     if options["stdin"]:
         data = sys.stdin.buffer.read(STDIN_BYTES + 1)
         if len(data) > STDIN_BYTES:
-            raise invalid(f"standard input has more than {STDIN_BYTES} bytes")
+            raise invalid(f"standard input: too long: limit {STDIN_BYTES} bytes, got at least {len(data)}")
         try:
             operation["stdin"] = data.decode("utf-8")
         except UnicodeDecodeError:

@@ -36,7 +36,7 @@ class Read(Base):
     path_fields = ("path",)
     kind: Literal["read"] = "read"
     path: str
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, lt=1 << 53)
     limit: int = Field(default=LIMITS.read_bytes, ge=1, le=LIMITS.read_bytes)
 
 
@@ -62,7 +62,7 @@ class Edit(Base):
     path: str
     old: str = Field(min_length=1)
     new: str
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=LIMITS.content_bytes)
 
 
 class Glob(Base):

@@ -103,8 +103,10 @@ def _agent(raw: object) -> AgentSpec:
     argv = tuple(_string(item, "agent.argv", LIMITS.argv_bytes) for item in _list(values, "argv", LIMITS.argv_count))
     if not argv or not argv[0]:
         raise InvalidError("the agent has no program", rule="spec.agent.argv")
-    if sum(len(item.encode()) + 1 for item in argv) > LIMITS.argv_bytes:
-        raise InvalidError(f"the agent's arguments exceed {LIMITS.argv_bytes} bytes", rule="spec.agent.argv")
+    total = sum(len(item.encode()) + 1 for item in argv)
+    if total > LIMITS.argv_bytes:
+        problem = f"too long: limit {LIMITS.argv_bytes} bytes, got {total}"
+        raise InvalidError(f"the agent's arguments: {problem}", rule="spec.agent.argv")
     stdio = values.get("stdio", "pty")
     if stdio not in ("pty", "pipes"):
         raise InvalidError("agent.stdio is neither pty nor pipes", rule="spec.agent.stdio")

@@ -1,0 +1,78 @@
+"""What the documentation takes from the code: README's limits, the policy's schema. `--check` compares only.
+
+Each bound of `nucleus.limits` that has a comment becomes a row; the comment is its description.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tokenize
+from pathlib import Path
+
+from nucleus.lattice.schema import policy_schema
+from nucleus.limits import LIMITS
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- limits: made by `make docs` -->\n", "<!-- end of limits -->\n"
+
+
+def limits() -> str:
+    """README's table."""
+    rows = ["| what | limit | name |", "|---|---|---|"]
+    for name, comment in described():
+        rows.append(f"| {comment} | {shown(name)} | `{name}` |")
+    return "\n".join(rows) + "\n"
+
+
+def described() -> list[tuple[str, str]]:
+    """(name, comment) of each bound, in the order of the module."""
+    source = (ROOT / "src/nucleus/limits.py").read_text()
+    found: list[tuple[str, str]] = []
+    name = ""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.NAME and token.start[1] == 4 and hasattr(LIMITS, token.string):
+            name = token.string
+        elif token.type == tokenize.COMMENT and name:
+            found.append((name, token.string.lstrip("# ")))
+        elif token.type == tokenize.NEWLINE:
+            name = ""
+    return found
+
+
+def shown(name: str) -> str:
+    """A bound with its unit."""
+    value, unit = getattr(LIMITS, name), name.rpartition("_")[2]
+    if unit == "bytes":
+        return f"{value:,} bytes" + (f" ({value >> 20} MiB)" if value >= 1 << 20 else "")
+    if unit in ("ns", "ms"):
+        return f"{value // (1_000_000_000 if unit == 'ns' else 1_000):,} s"
+    return f"{value:,}"
+
+
+def pages() -> dict[Path, str]:
+    """Path to what it should hold."""
+    readme = ROOT / "README.md"
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit("README.md has no place for the limits")
+    return {
+        readme: before + begin + limits() + end + after,
+        ROOT / "docs/policy.schema.json": json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Write the pages; with ``--check`` say which differ, and exit 1."""
+    stale = [path for path, text in pages().items() if path.read_text() != text]
+    for path in stale:
+        print(("stale: " if "--check" in argv else "wrote ") + str(path.relative_to(ROOT)))
+        if "--check" not in argv:
+            path.write_text(pages()[path])
+    return 1 if stale and "--check" in argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
