@@ -1,7 +1,8 @@
 """The beginning of a git push as the server gets it: which refs are to change, from what to what (gitprotocol-pack(5)).
 
 Promises: `Commands` reads nothing but pkt-lines up to the first flush, strictly and bounded; what is not one plain
-list of commands (push certificates, shallow pushes, push options) is refused. Pure.
+list of commands (push certificates, shallow pushes, push options) is refused, and stays refused. How the bytes are cut
+into pieces makes no difference. Pure.
 Does not: read the pack behind it: a server checks each object's id against what was announced.
 """
 
@@ -19,7 +20,8 @@ LINE_BYTES = 65_520
 _OID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}\Z")
 _REF = re.compile(r"refs/(?:heads|tags)/[A-Za-z0-9][A-Za-z0-9._/+@-]{0,240}\Z")
-_REFUSED = frozenset(("push-options", "push-cert"))
+_REFUSED = frozenset((b"push-options", b"push-cert"))
+_PLAIN = re.compile(rb"[\x20-\x7e]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +71,34 @@ class Commands:
                 del self._buffer[:4]
                 self._done = True
                 break
-            self._read += size
-            if size < 5 or size > LINE_BYTES or self._read > LIST_BYTES or len(self._updates) >= COMMANDS:
+            if size < 5 or size > LINE_BYTES or self._read + size > LIST_BYTES or len(self._updates) >= COMMANDS:
                 raise InvalidError("a pkt-line of this size has no place there", rule="git.pktline")
             if len(self._buffer) < size:
                 return None
-            line = bytes(self._buffer[4:size])
-            del self._buffer[:size]
-            self._command(line)
+            self._command(bytes(self._buffer[4:size]))
+            del self._buffer[:size]  # not what was refused: it is refused again
+            self._read += size
         return tuple(self._updates)
 
     def _command(self, line: bytes) -> None:
-        text, mark, capabilities = line.partition(b"\0")
+        text, mark, capabilities = line.removesuffix(b"\n").partition(b"\0")
         if mark:
-            names = {item.partition("=")[0] for item in capabilities.decode("ascii", "replace").split()}
-            if self._updates or names & _REFUSED:
+            names = {item.partition(b"=")[0] for item in capabilities.split(b" ")}
+            # git reads up to a second NUL, and splits at any white space: there is none but spaces.
+            if self._updates or names & _REFUSED or not _PLAIN.match(capabilities):
                 raise InvalidError("push options and certificates are not sent on", rule="git.capability")
-        old, _, tail = text.removesuffix(b"\n").partition(b" ")
+        old, _, tail = text.partition(b" ")
         new, _, name = tail.partition(b" ")
-        if not _OID.match(old) or not _OID.match(new) or len(old) != len(new):
+        if not _OID.match(old) or not _OID.match(new) or len(old) != len(new) or not self._fits(old):
             raise InvalidError("not a command of a push", rule="git.command")
         ref = name.decode("utf-8", "replace")
         if not is_ref(ref) or any(one.ref == ref for one in self._updates):
             raise InvalidError("a ref's name that is not pushed", rule="git.ref")
         self._updates.append(Update(ref, old.decode(), new.decode()))
+
+    def _fits(self, oid: bytes) -> bool:
+        """One list is of one repository: its ids are all SHA-1 or all SHA-256."""
+        return not self._updates or len(self._updates[0].old) == len(oid)
 
 
 def difference(wanted: Iterable[Update], got: Iterable[Update]) -> str:
@@ -109,4 +115,5 @@ def difference(wanted: Iterable[Update], got: Iterable[Update]) -> str:
                 f"{one.ref} is at {one.old[:12]} on the remote, approved was from {same.old[:12]}: fetch and ask again"
             )
         return f"{one.ref} would go to {one.new[:12]}, approved was {same.new[:12]}"
-    return "an approved ref is missing"
+    missing = min(one.ref for one in left - right)
+    return f"{missing} was approved and is missing"
