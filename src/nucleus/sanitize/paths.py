@@ -1,46 +1,201 @@
-"""Absolute paths in error text become `[sandbox]/…`, `[home]/…` or `[path]` (seed, "Error Handling").
+"""Absolute paths in a text become `[sandbox]/…`, `[home]/…` or `[path]` (the seed's "Error Handling" table).
 
-Promises: no absolute path of the host or of the pod leaves in an error; what is inside the sandbox or a home keeps
-its relative part, so that the agent can act on it. Linear time; our own patterns only ever see the text.
-Does not: touch file contents or command output, which are data.
+A path starts at a slash (or `~user/`, `file://`, an encoded slash) that is not inside a relative path or a URL, and
+runs to a character that ends it where it is written: the closing quote, a blank, a bracket that it did not open.
+Joined paths (`/a:/b`, `x=/a,/b`) are judged one by one. Line numbers behind `[path]` stay.
+
+Promises: no absolute path of the host or of the pod leaves; what is inside the sandbox or a home keeps its relative
+part, so that the agent can act on it; where it is unclear how far a path goes, more is hidden. Linear: no pattern has
+a repetition that can meet its neighbour, none looks around; the context is judged here, at each match, once.
+Does not: touch file contents or command output, which are data, or hide relative paths and paths in URLs.
 """
 
 from __future__ import annotations
 
 import re
 
-# A path starts with a slash that isn't part of a longer word, URL or fraction, and runs to a character that can't
-# be in an unquoted path. Over-long is safe here: it only hides more.
-_PATH = re.compile(r"(?<![\w./\]:])/(?=[^\s/])[^\s\"'`<>|;,)\]}]*")
-_FILE_URL = re.compile(r"\bfile://(?=/)")
-_SANDBOX_DIRECTORY = re.compile(r"^/var/(?:lib/nucleus/)?(?:sandbox|pods)/[^/]+")
-_HOME = re.compile(r"^(?:/home/[^/]+|/root)")
+from nucleus.sanitize.characters import after_escape
+
+_ENDS = r"\s\x00-\x1f\x7f-\x9f\"'`<>|()\[\]{}"
+_IN = rf"[^{_ENDS}]*"
+RUN = rf"{_IN}(?:(?:\({_IN}\)|\[{_IN}\]|\{{{_IN}\}}){_IN})*"
+SLASH = r"(?:%(?:25){0,2}2[fF]|\\{1,4}/|\\{1,4}u002[fF]|\\{1,4}x2[fF]|&#47;|&#[xX]2[fF];|&sol;)"
+LABEL = r"\[(?:sandbox|home|path|host|redacted|stack trace)\]"
+# To where a joined path could begin; what follows is seen on its own, and is relative behind a letter.
+URL = r"://[^\s\x00-\x1f\"'`<>|?#/,;]*(?:/[^\s\x00-\x1f\"'`<>|()\[\]{}?#,;=:!&\\]*)?"
+PATH = re.compile(rf"/{RUN}|{URL}|~[A-Za-z0-9_.\-]{{0,32}}/{RUN}|{LABEL}{RUN}|{SLASH}{RUN}")
+ENCODED = re.compile(SLASH)
+FILE_URL = re.compile(r"file://[^\s/\"'`<>]{0,255}", re.IGNORECASE)
+# A quoted path may hold blanks: up to its closing quote, which an escaped one ends too when it opened escaped.
+QUOTED = re.compile("|".join(rf"\\{{1,4}}{q}~?/[^{q}\n]*{q}?|{q}~?/[^{q}\\\n]*(?:\\.[^{q}\\\n]*)*{q}?" for q in "\"'`"))
+# Inside a run: where another path begins, or an escaped end of line ends this one.
+JOINT = re.compile(r"[:,;=&?!@]{1,4}~?/|\\{1,4}[nrt]|\\{1,4}u00[01][0-9a-fA-F]|\\{1,4}x[01][0-9a-fA-F]")
+POSITION = re.compile(r":\d{1,9}(?::\d{1,9})?:?")
+SANDBOX_DIRECTORY = re.compile(r"/var/(?:lib/nucleus/)?(?:sandbox|pods)/[^/]+")
+HOME = re.compile(r"/(?:var/|export/|usr/)?home/[^/]+|/Users/[^/]+|/root")
+TAG = re.compile(r"/[A-Za-z][A-Za-z0-9:\-]{0,40}$")
+FLAG = re.compile(r"-(?:[A-Za-z]|isystem|iquote|idirafter|isysroot|include|imacros|B|rpath)$")
+ROOTS = frozenset(
+    ("bin", "boot", "dev", "etc", "home", "lib", "lib64", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv",
+     "sys", "tmp", "usr", "var", "workspace", "nix", "snap", "Users", "private")
+)  # fmt: skip
+_OPEN = frozenset(" \n\t\"'`(=:,;|&>{!?$^\u2018\u201c\u00ab")
+_SPECIAL = frozenset(":,;=&?!@\\")
+_WIDTHS = frozenset((64, 70, 72, 76, 78, 79, 80, 99, 100, 119, 120, 132))  # where terminals and formatters wrap
 
 
-def sanitize_paths(text: str, sandbox_roots: tuple[str, ...] = ("/workspace",)) -> str:
-    """Return `text` with every absolute path mapped.
-
-    Args:
-        text: any message, of bounded length.
-        sandbox_roots: absolute directories that are the sandbox (no trailing slash).
-    """
-
-    def replace(match: re.Match[str]) -> str:
-        path = match.group(0)
-        tail = path[len(path.rstrip(".:!?")) :]
-        path = path[: len(path) - len(tail)]
-        return _mapped(path, sandbox_roots) + tail
-
-    return _PATH.sub(replace, _FILE_URL.sub("", text))
+def map_paths(text: str, roots: tuple[str, ...]) -> str:
+    """`text` with every absolute path mapped, in one pass of each step; `roots` as `sanitize_paths` has them."""
+    if "/" not in text and "%" not in text and "\\" not in text and "&" not in text:
+        return text
+    if "://" in text and "file://" in text.lower():
+        text = FILE_URL.sub(_file_url, text)
+    if "\n" in text and "/" in text:
+        text = _unwrapped(text, roots)
+    if any(opening in text for opening in ('"/', "'/", "`/", '"~', "'~", "`~")):
+        text = QUOTED.sub(lambda match: _quoted(match, roots), text)
+    return PATH.sub(lambda match: _found(match, roots), text)
 
 
-def _mapped(path: str, sandbox_roots: tuple[str, ...]) -> str:
-    if "/../" in path + "/":
+def _file_url(match: re.Match[str]) -> str:
+    before = match.string[match.start() - 1 : match.start()] if match.start() else ""
+    return match.group() if before.isalnum() else ""
+
+
+def _unwrapped(text: str, roots: tuple[str, ...]) -> str:
+    """Join a path that a line's end has broken: what follows would be left over as if it were relative."""
+    lines = text.split("\n")
+    out = [lines[0]]
+    for line in lines[1:]:
+        last = out[-1]
+        word = last[max(last.rfind(" "), last.rfind("\t")) + 1 :].lstrip("\"'`([{=<")
+        if word[:1] == "/" and line[:1] and (line[0].isalnum() or line[0] in "._-~%@+"):
+            following = line.split(None, 1)[0]
+            broken = "/" in following and ":" not in following and not any(word.startswith(r + "/") for r in roots)
+            if broken or (len(word) > 1 and word[-1] == "/") or (len(last) in _WIDTHS and word[-1] not in ".,:;"):
+                out[-1] = last + line
+                continue
+        out.append(line)
+    return "\n".join(out)
+
+
+def _quoted(match: re.Match[str], roots: tuple[str, ...]) -> str:
+    whole = match.group()
+    if whole[-1] not in "\"'`" or " " not in whole:
+        return whole  # nothing closes it, or the next step sees all of it
+    inner = whole.strip("\\\"'`")
+    start = whole.index(inner)
+    return whole[:start] + _mapped(inner, roots) + whole[start + len(inner) :]
+
+
+def _found(match: re.Match[str], roots: tuple[str, ...]) -> str:
+    run, start, text = match.group(), match.start(), match.string
+    before = text[start - 1] if start else " "
+    first = run[0]
+    if first == "/":
+        if before not in _OPEN and not _absolute(text, start, before, run):
+            return run if _SPECIAL.isdisjoint(run) else _pieces(run, roots, whole=False)
+        return _mapped(_bare(run), roots) + run[len(_bare(run)) :] if _SPECIAL.isdisjoint(run) else _pieces(run, roots)
+    if first == ":":
+        return run if before.isalnum() else ":" + _pieces(run[1:], roots)
+    if first == "[":
+        return run if _SPECIAL.isdisjoint(run[1:]) else _pieces(run, roots, whole=False)
+    if first == "~":
+        inside = before in "._~/" or (before.isalnum() and not after_escape(text, start))
+        if run[1].isdigit() or inside:
+            return run if _SPECIAL.isdisjoint(run) else _pieces(run, roots, whole=False)
+        return _pieces(run, roots)
+    return _encoded(text, start, before, run, roots)
+
+
+def _encoded(text: str, start: int, before: str, run: str, roots: tuple[str, ...]) -> str:
+    plain = ENCODED.sub("/", run)
+    if plain.startswith("//") and before in ":A":  # https:\/\/ and https%3A%2F%2F
+        return run
+    if before not in _OPEN and not _absolute(text, start, before, plain):
+        return run
+    mapped = _pieces(plain, roots)
+    return run if mapped == plain else mapped
+
+
+def _absolute(text: str, start: int, before: str, run: str) -> bool:
+    """Whether the slash at `start` begins an absolute path, by what stands before it."""
+    if before == ".":  # ./ and ../ are relative; a sentence's end is not
+        return start > 1 and (text[start - 2].isalnum() or text[start - 2] in ")]")
+    if before == "_" or (before.isalnum() and not "\u2e80" <= before <= "\uffef"):
+        head = text[max(start - 24, 0) : start]
+        if (flag := FLAG.search(head)) and not head[: flag.start()][-1:].isalnum():
+            return True
+        if before in "DdAaFf" and ENCODED.search(head[-5:]) is None and head[-3:-1] in ("%3", "%2"):
+            return True  # %3D/etc
+        return after_escape(text, start)
+    if before == "<":
+        tag = TAG.match(run) is not None and text.startswith(">", start + len(run))
+        return not tag or run[1:] in ROOTS
+    if before in "*#":
+        return run.lstrip("/").partition("/")[0].rstrip(".,;:*") in ROOTS
+    if before == "+":  # a diff's line, but not c++/x or +/-
+        return start == 1 or (text[start - 2] != "+" and not text[start - 2].isalnum() and run[1] != "-")
+    return True
+
+
+def _pieces(run: str, roots: tuple[str, ...], *, whole: bool = True) -> str:
+    """A run that may hold several paths; `whole`: its first piece is one."""
+    out: list[str] = []
+    begin = 0
+    for joint in JOINT.finditer(run):
+        at = joint.start()
+        escaped = run[at] == "\\"
+        if at == 0 and whole and not escaped:
+            continue
+        end = joint.end() if escaped else at + len(joint.group().rstrip("/").rstrip("~"))
+        piece = run[begin:at]
+        out.append(_piece(piece, roots) if whole or (begin and piece[:1] in ("/", "~")) else piece)
+        out.append(run[at:end])
+        begin = end
+        whole = not escaped or run[end : end + 1] == "/"
+    rest = run[begin:]
+    out.append(_piece(rest, roots) if whole and rest[:1] in ("/", "~") else rest)
+    return "".join(out)
+
+
+def _piece(piece: str, roots: tuple[str, ...]) -> str:
+    bare = _bare(piece)
+    tail = piece[len(bare) :]
+    if ":" in bare:
+        at = bare.find(":")
+        position = POSITION.match(bare, at)
+        if position:  # compiler positions, and what is joined to them, are no part of the path
+            where = _mapped(bare[:at], roots)
+            return where + bare[at:] + tail if where != "[path]" else where + position.group() + tail
+    return _mapped(bare, roots) + tail
+
+
+def _bare(path: str) -> str:
+    return path.rstrip(".:!?,;*\\\u2026&")
+
+
+def _mapped(path: str, roots: tuple[str, ...]) -> str:
+    """The table, for one path."""
+    if not path.strip("/*"):
+        return path  # the root itself, a comment's slashes, a glob's end
+    if path[0] == "~":
+        return "[path]" if "/.." in path else "[home]" + path[path.index("/") :]
+    if "//" in path or "/./" in path:
+        path = _plain(path)
+    if "/../" in path + "/" or ("%" in path and "%2e" in path.lower()):
         return "[path]"
-    for root in sandbox_roots:
+    for root in roots:
         if path == root or path.startswith(root + "/"):
             return "[sandbox]" + path[len(root) :]
-    for pattern, label in ((_SANDBOX_DIRECTORY, "[sandbox]"), (_HOME, "[home]")):
-        if found := pattern.match(path):
-            return label + path[found.end() :]
+    if path.startswith("/var/") and (found := SANDBOX_DIRECTORY.match(path)):
+        return "[sandbox]" + path[found.end() :]
+    found = HOME.match(path)
+    if found and path[found.end() : found.end() + 1] in ("", "/"):
+        return "[home]" + path[found.end() :]
     return "[path]"
+
+
+def _plain(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return "/" + "/".join(parts)
