@@ -398,8 +398,9 @@ class Exchange:
         while True:
             try:
                 event = self._out.next_event()
-            except h11.RemoteProtocolError as error:
-                raise _EndError("failed", 502, "http.upstream", f"the server's answer: {error}"[:200]) from None
+            except h11.RemoteProtocolError:
+                # h11 quotes what it could not read, which may be the credential: it goes to the pod and the log.
+                raise _EndError("failed", 502, "http.upstream", "the server's answer is malformed") from None
             if isinstance(event, h11.Event):
                 return event
             most = min(READ_BYTES, await self._room(1))

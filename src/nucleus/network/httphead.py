@@ -5,7 +5,7 @@
  2. One Host, equal to where the connection goes; in absolute form, equal to the URI's authority.
  3. Framing is said once: one plain Content-Length, or `chunked` alone, never both.
  4. The path that is decided is the path that is sent: unreserved escapes are decoded, and dot segments are refused in
-    every spelling (`%2e%2e`, `%252e`, `..%2f`, `..;x`).
+    every spelling (`%2e%2e`, `%252e`, `..%2f`, `..;x`, `%c0%ae`).
  5. What would have a server take the request for another one (method and URL overrides, Upgrade, CONNECT, TRACE) is
     refused; what speaks of hops is taken away, and what a client says of forwarding.
 
@@ -54,13 +54,34 @@ CREDENTIALS = frozenset(
         "api-key",
         "x-goog-api-key",
         "private-token",
+        "job-token",
+        "deploy-token",
+        "x-auth-token",
+        "x-access-token",
+        "x-amz-security-token",
+        "apikey",
         "openai-organization",
         "openai-project",
         "anthropic-workspace-id",
         "anthropic-user-profile-id",
     ]
 )
-QUERY_CREDENTIALS = frozenset(["access_token", "key", "api_key"])
+QUERY_CREDENTIALS = frozenset(
+    [
+        "access_token",
+        "key",
+        "api_key",
+        "apikey",
+        "private_token",
+        "job_token",
+        "oauth_token",
+        "x-amz-signature",
+        "x-amz-credential",
+        "x-amz-security-token",
+        "x-goog-signature",
+        "x-goog-credential",
+    ]
+)
 UNSUPPORTED = frozenset(("CONNECT", "TRACE", "TRACK", "PRI"))
 
 _BAD_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -104,6 +125,14 @@ class Head:
         """The first value of a header (lower-case name), or ""."""
         wanted = name.encode("ascii")
         return next((value.decode("latin-1") for raw, value in self.headers if raw.lower() == wanted), "")
+
+    @property
+    def plain_body(self) -> bool:
+        """Whether a server reads the body as it stands: not encoded, UTF-8, whoever joins or renames headers."""
+        values = [(_plain(name), value.strip().lower()) for name, value in self.headers]
+        coded = any(name == "content-encoding" and value not in (b"", b"identity") for name, value in values)
+        kinds = [value for name, value in values if name == "content-type" and b"charset" in value]
+        return not coded and all(re.search(rb"charset\s*=\s*\"?utf-?8\"?\s*(?:;|\Z)", kind) for kind in kinds)
 
 
 def refusal(status: int, code: str, reason: str, *, keep: bool = False, bodiless: bool = False) -> bytes:
@@ -286,6 +315,8 @@ def clean_path(path: str) -> str:
         seen = raw
         if any(part.split(b";")[0].strip() in (b".", b"..") for part in re.split(rb"[/\\]", raw)):
             raise HeadError(400, "http.path", "a dot segment in the path")
+        if b"\xc0" in raw or b"\xc1" in raw:  # in no UTF-8 but the overlong spelling of a dot or a slash
+            raise HeadError(400, "http.path", "an overlong character in the path")
         raw = unquote_to_bytes(raw)
     if seen != raw:
         raise HeadError(400, "http.path", "escapes within escapes in the path")

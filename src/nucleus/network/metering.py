@@ -3,8 +3,8 @@
  1. The request's body bounds the answer: input by its bytes, output by its own limit. That much is reserved first.
  2. Where the budget does not hold that much, a stream is paid for by instalments: the input and `STEP` tokens, and
     another step before the one that is paid for is used up. The first one that is refused ends the answer.
- 3. At its end it is charged what the provider says. Where it says nothing: a stream by what came, anything else that
-    was sent by the most that it may cost, an error nothing.
+ 3. At its end it is charged what the provider says. Where it says nothing: a stream by what came (a byte is a token),
+    anything else that was sent, and one that may have reasoned unseen, by the most that it may cost, an error nothing.
 
 Promises: what is charged in all never exceeds what was reserved in all, and every part says what it cost.
 Relies on: `models` for reading both sides. Does not: reserve, or ask (`buys` is given who does).
@@ -54,8 +54,8 @@ class Metered:
         self._instalments = False
         self._buying: asyncio.Task[int] | None = None
         self._more: Callable[[int], Awaitable[int]]
-        if head.header("content-encoding"):
-            raise InvalidError("a compressed body cannot be read", rule="model.json")
+        if not head.plain_body:
+            raise InvalidError("a compressed body, or one of another charset, cannot be read", rule="model.json")
         if head.method == "POST":
             self._request = models.check(api, self.path, head.body)
             self.head = _with_body(head, model_usage.needs_usage(api, self.path, head.body))
@@ -79,6 +79,10 @@ class Metered:
         due = max(0, min(self.cost, self._bought) - self._paid)
         self._paid += due
         return due
+
+    def left(self) -> int:
+        """Micro-dollars that are bought and not used so far: a part that ends now gives them back."""
+        return max(0, self._bought - max(self.cost, self._paid))
 
     def observe(self, exchange: Exchange, data: bytes) -> None:
         """A piece of the answer, before the client has it."""
@@ -133,8 +137,11 @@ class Metered:
             return
         if self._reader is not None and self._reader.final:
             self.cost = model_usage.cost(self._reader.tokens(), self.price)
-        elif not self._request.stream or self._reader is None:
+        elif not self._request.stream or self._reader is None or self._request.thinking:
             self.cost = max(self.cost, self._bought)
+        else:
+            most = replace(self._so_far(self._reader), output=self._reader.most_output)
+            self.cost = max(self.cost, model_usage.cost(most, self.price))
 
 
 def _with_body(head: Head, body: bytes) -> Head:

@@ -161,6 +161,11 @@ class UsageReader:
             return self._tokens.output
         return max(self._tokens.output, -(-self._streamed // BYTES_A_TOKEN))
 
+    @property
+    def most_output(self) -> int:
+        """Output tokens of a stream that broke off, at most: a token of what came is at least a byte."""
+        return self._tokens.output if self.final or self._silent else max(self._tokens.output, self._streamed)
+
     def _read_json(self) -> None:
         """Parse the body once it may be whole: it ends as an object does, and has grown since the last time."""
         if not self._json or self._said or self._lost or len(self._body) == self._tried:

@@ -37,7 +37,8 @@ from nucleus.network.model_shapes import CHAT, COMPACT, COUNT, EMBEDDINGS, MESSA
 BODY_BYTES = 33_554_432
 DEPTH = 64
 VALUES = 1_000_000  # commas and brackets of a body: each may cost a hundred bytes once parsed
-DEFAULT_OUTPUT = 32_768  # tokens, where an OpenAI request names no bound
+DEFAULT_OUTPUT = 128_000  # tokens, where an OpenAI request names no bound: what their largest models write at most
+SMALL_OUTPUT = 32_768  # the same of those that do not reason
 INPUT_MOST = 1_100_000  # tokens: the widest context window
 UNSEEN_INPUT = 4_096  # tokens that a provider adds: the prompts for tools
 IMAGE_INPUT = {"anthropic": 8_192, "openai": 49_152}  # tokens an image costs at most, of however few bytes
@@ -226,7 +227,10 @@ def _most_output(path: str, value: Mapping[str, Any]) -> int:
     given = [value[name] for name in names if value.get(name) is not None]
     if path == MESSAGES and not given:
         raise InvalidError("max_tokens: is missing", rule="model.shape")
-    return int(max(given)) if given else DEFAULT_OUTPUT
+    # Of a prediction, what the model rejects is billed as output.
+    predicted = len(json.dumps(value["prediction"])) if value.get("prediction") is not None else 0
+    small = SMALL_OUTPUT if _UNTHINKING.match(str(value["model"])) else DEFAULT_OUTPUT
+    return int(max(given)) + predicted if given else small + predicted
 
 
 def _thinks(api: str, value: Mapping[str, Any]) -> bool:

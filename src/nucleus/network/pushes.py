@@ -118,7 +118,7 @@ class Push:
     def _refusal(self, head: Head) -> str:
         if head.body == PROBE:
             return ""
-        if self.sent or head.header("content-encoding"):
+        if self.sent or not head.plain_body:
             return "one push was approved, in the plain"
         try:
             got = Commands().feed(head.body)

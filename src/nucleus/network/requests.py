@@ -160,7 +160,9 @@ class Requests:
             async with one:
                 if not holder:  # the part before this one was refused
                     return 0
-                conn.mover, conn.target.upper = self._connection.exchange, upper
+                # What is settled gives back what it has not used: the next part holds that again.
+                left = metered.left() if metered is not None else 0
+                conn.mover, conn.target.upper = self._connection.exchange, upper + left
                 return await gateway.more(conn, holder)
 
         async def reach() -> Stream:
