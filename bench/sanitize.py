@@ -9,6 +9,7 @@ is what a new process pays for compiling. RE2 does the same one replacement as `
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from collections.abc import Callable
 
 SIZE = 2_000
 PROSE = "The run was refused because the policy does not allow writes to this file; ask a person, or write elsewhere. "
-LOG = (
-    "/usr/include/c++/12/bits/stl_vector.h:1123:7: error: no matching function for call to 'f(int)'\n"
-    "  123 |     in file included from src/lib/parse_tree.cc:7, /home/ann/w/build/deps/x.h:12\n"
-    "cc -I/usr/lib/gcc/include -L/opt/x/lib -o /workspace/build/a.o /workspace/src/a.c\n"
+LOG = "".join(  # each line its own, so that nothing is remembered from the last
+    f"/usr/include/c++/12/bits/stl_{n}.h:{n}23:7: error: no matching function for call to 'f{n}(int)'\n"
+    f"  {n} |     in file included from src/lib/parse_{n}.cc:7, /home/ann/w/build/deps/x{n}.h:12\n"
+    f"cc -I/usr/lib/gcc/include{n} -L/opt/x/lib -o /workspace/build/a{n}.o /workspace/src/a{n}.c\n"
+    for n in range(10, 20)
 )
 TRACE = (
     "Traceback (most recent call last):\n"
@@ -60,7 +62,7 @@ def per_kb(call: Callable[[str], object], text: str, loops: int = 20) -> float:
 
 def start_up(statement: str, runs: int) -> float:
     """Milliseconds that `statement` adds to a new interpreter, median, by its own clock."""
-    program = f"import time, sys; a = time.perf_counter(); {statement}; print((time.perf_counter() - a) * 1e3)"
+    program = f"import time; a = time.perf_counter(); {statement}; print((time.perf_counter() - a) * 1e3)"
     done = [
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(runs)
     ]

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nucleus.sanitize import LIMIT, characters, hosts, paths, redact, rules, sanitize, sanitize_paths, secrets, traces
+from nucleus.sanitize.patterns import Pattern
 from nucleus.validate.patterns import scan
 
 PATHS = [
@@ -331,14 +332,15 @@ def test_no_users_name_leaks(user: str, path: str, before: str, left: str) -> No
 # --- linear ---
 
 PATTERNS = {
-    **{f"rules {pattern}": pattern for _, _, pattern in rules.DIRECT},
+    **{f"plain {n}": pattern.pattern for n, pattern in enumerate(paths._plain_paths(("/workspace", "/srv/w")))},
+    **{f"rules {pattern.pattern}": pattern.pattern for _, _, pattern in rules.DIRECT},
     **{
         f"{module.__name__.rpartition('.')[2]} {name} {n}": pattern.pattern
         for module in (paths, characters, hosts, secrets, traces)
         for name, value in vars(module).items()
         for n, pattern in enumerate(
             [value]
-            if isinstance(value, re.Pattern)
+            if isinstance(value, Pattern)
             else list(value.values())
             if isinstance(value, dict) and name.isupper()
             else [p for _, p in value]
@@ -351,7 +353,13 @@ PATTERNS = {
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_pattern_can_blow_up(name: str) -> None:
-    assert scan(PATTERNS[name]) is None
+    # A look around is of fixed width or anchored at one place; the scan, which speaks RE2's syntax, judges the rest.
+    assert scan(_without_looks(PATTERNS[name])) is None
+
+
+def _without_looks(pattern: str) -> str:
+    """`pattern` with each `(?=`, `(?!`, `(?<=` and `(?<!` group as a plain optional one."""
+    return re.sub(r"\(\?<?[=!]", "(?:", pattern)
 
 
 HOSTILE = [

@@ -9,8 +9,8 @@
 Promises, for `sanitize`, `redact` and `sanitize_paths` alike: applied twice it changes nothing more (the steps are
 repeated until the text rests; one that does not within `_ROUNDS` is withheld whole); linear time; never raises on a
 string; a result of at most ten times the length of what came in, and of `sanitize` at most `LIMIT` characters.
-Relies on Python's `re`, with patterns that cannot backtrack more than a bounded way (tests scan and time each): it is
-loaded already, RE2 costs 17 ms of start-up and needs seven times as long to replace in a `str` (bench/sanitize.py).
+Relies on Python's `re`, with patterns that cannot backtrack more than a bounded way (tests scan and time each): RE2
+needs five times as long to replace in a `str`, and would be one more thing to load (bench/sanitize.py).
 Does not: look anything up, keep anything, or find what has neither a shape nor a name.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from nucleus.sanitize import hosts, secrets
 from nucleus.sanitize.characters import printable
 from nucleus.sanitize.paths import map_paths
-from nucleus.sanitize.traces import collapse
+from nucleus.sanitize.traces import collapse, hinted
 
 __all__ = ["LIMIT", "redact", "sanitize", "sanitize_paths"]
 
@@ -41,8 +41,12 @@ def sanitize(text: str, sandbox_roots: tuple[str, ...] = ("/workspace",), own_ho
     """
     roots = _ordered(sandbox_roots)
 
-    def once(value: str) -> str:
-        return _cut(printable(map_paths(_replaced(collapse(value), True, own_hosts), roots)))
+    def once(value: str) -> tuple[str, bool]:
+        replaced, found = _replaced(collapse(value), True, own_hosts)
+        mapped, more = map_paths(replaced, roots)
+        shown = printable(mapped)
+        more = more or found or shown is not mapped or len(shown) > LIMIT or hinted(value)
+        return _cut(shown), more
 
     if len(text) > _INPUT:
         # A secret that the cut would halve must not be shown: cut once more at a blank before it.
@@ -67,11 +71,12 @@ def sanitize_paths(text: str, sandbox_roots: tuple[str, ...] = ("/workspace",)) 
     return _rested(text, lambda value: map_paths(value, roots))
 
 
-def _rested(text: str, once: Callable[[str], str]) -> str:
+def _rested(text: str, once: Callable[[str], tuple[str, bool]]) -> str:
+    """Repeat `once` (the text, and whether another round could change it) until the text rests."""
     for _ in range(_ROUNDS):
-        after = once(text)
-        if after == text:
-            return text
+        after, more = once(text)
+        if not more or after == text:
+            return after
         text = after
     return _WITHHELD
 
@@ -83,7 +88,7 @@ def _ordered(roots: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted((root.rstrip("/") for root in roots if root.strip("/")), key=len, reverse=True))
 
 
-def _replaced(text: str, with_hosts: bool, own_hosts: tuple[str, ...]) -> str:
+def _replaced(text: str, with_hosts: bool, own_hosts: tuple[str, ...]) -> tuple[str, bool]:
     low = text.lower()
     if len(low) != len(text):  # a letter whose small form is longer: only ASCII is folded, so that places agree
         low = "".join([c.lower() if c.isascii() else c for c in text])
@@ -91,7 +96,7 @@ def _replaced(text: str, with_hosts: bool, own_hosts: tuple[str, ...]) -> str:
     if with_hosts:
         found += hosts.spans(text, low, own_hosts)
     if not found:
-        return text
+        return text, False
     out: list[str] = []
     done = 0
     for start, end, label in sorted(found):
@@ -100,7 +105,7 @@ def _replaced(text: str, with_hosts: bool, own_hosts: tuple[str, ...]) -> str:
             continue
         out += (text[done:start], label)
         done = end
-    return "".join(out) + text[done:]
+    return "".join(out) + text[done:], True
 
 
 def _cut(text: str) -> str:

@@ -8,33 +8,31 @@ Does not: transliterate look-alikes, which a person does see.
 
 from __future__ import annotations
 
-import re
+from nucleus.sanitize.patterns import Pattern
 
 # An escape ends in letters or digits that are no part of the word behind it: colours, and \\n and \\u0041 written out.
-ANSI = re.compile(r"(?:\x1b|\\{1,4}(?:u001b|x1b|033|e))\[[0-9;?]{0,16}[A-Za-z]$")
-ESCAPE = re.compile(r"\\{1,4}(?:[abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3})$")
+ANSI = Pattern(r"(?:\x1b|\\{1,4}(?:u001b|x1b|033|e))\[[0-9;?]{0,16}[A-Za-z]$")
+ESCAPE = Pattern(r"\\{1,4}(?:[abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3})$")
 # Default-ignorable code points that `str.isprintable` lets pass: they take no room on a screen (Unicode 15.1,
 # DerivedCoreProperties, Default_Ignorable_Code_Point; the format characters among them are not printable anyway).
+_PLAIN = bytes(range(32, 127)) + b"\n\t"
 _UNSEEN = ("\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u180b", "\u180c", "\u180d", "\u180f", "\u3164", "\uffa0")
 
 
 def printable(text: str) -> str:
-    """`text` with every unseen character written out; new lines and tabs stay."""
-    if text.isprintable() and text.isascii():
+    """`text` with every unseen character written out; new lines and tabs stay. The same object when there is none."""
+    if text.isascii():
+        if text.isprintable() or not text.encode().translate(None, _PLAIN):
+            return text
+    elif all(map(_seen, set(text))):
         return text
-    return "".join([c if _seen(c) else _escaped(c) for c in text]) if _any_unseen(text) else text
+    return "".join([c if _seen(c) else _escaped(c) for c in text])
 
 
 def after_escape(text: str, start: int) -> bool:
     """Whether what stands right before `start` is an escape, and no letter of the same word."""
     head = text[max(start - 24, 0) : start]
     return ANSI.search(head) is not None or ESCAPE.search(head) is not None
-
-
-def _any_unseen(text: str) -> bool:
-    if text.isascii():
-        return not text.replace("\n", "").replace("\t", "").isprintable()
-    return not all(map(_seen, set(text)))
 
 
 def _seen(c: str) -> bool:

@@ -11,7 +11,7 @@ Promises: linear. Does not: know a name of one label (``db01``), or an address w
 
 from __future__ import annotations
 
-import re
+from nucleus.sanitize.patterns import Pattern
 
 HOST = "[host]"
 SUFFIXES = (
@@ -19,7 +19,7 @@ SUFFIXES = (
 )  # fmt: skip
 # In front of each address rule a literal, so that the search for it is one pass; context is judged in `spans`.
 V4 = tuple(
-    (literal, re.compile(pattern + r"(?:/\d{1,2})?"))
+    (literal, Pattern(pattern + r"(?:/\d{1,2})?"))
     for literal, pattern in (
         ("10.", r"10\.\d{1,3}\.\d{1,3}\.\d{1,3}"),
         ("192.168.", r"192\.168\.\d{1,3}\.\d{1,3}"),
@@ -28,8 +28,8 @@ V4 = tuple(
         ("100.", r"100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.\d{1,3}\.\d{1,3}"),
     )
 )
-V6 = re.compile(r"f[cde][0-9a-f]{2}:[0-9a-f:]{1,40}(?:%[a-z0-9]{1,16})?")
-DASHED = re.compile(r"ip-(?:10|172|192|100)(?:-\d{1,3}){2,3}")
+V6 = Pattern(r"f[cde][0-9a-f]{2}:[0-9a-f:]{1,40}(?:%[a-z0-9]{1,16})?")
+DASHED = Pattern(r"ip-(?:10|172|192|100)(?:-\d{1,3}){2,3}")
 
 Span = tuple[int, int, str]
 
@@ -62,7 +62,7 @@ def _link_or_unique_local(address: str) -> bool:
     return address[:2] in ("fc", "fd") or address[:3] in ("fe8", "fe9", "fea", "feb")
 
 
-def _addresses(low: str, pattern: re.Pattern[str], own: tuple[str, ...], found: list[Span]) -> None:
+def _addresses(low: str, pattern: Pattern, own: tuple[str, ...], found: list[Span]) -> None:
     for match in pattern.finditer(low):
         start, end = match.span()
         before, after = low[start - 1 : start] if start else "", low[end : end + 2]

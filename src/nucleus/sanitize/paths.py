@@ -12,9 +12,14 @@ Does not: touch file contents or command output, which are data, or hide relativ
 
 from __future__ import annotations
 
-import re
+from functools import lru_cache
 
 from nucleus.sanitize.characters import after_escape
+from nucleus.sanitize.patterns import Pattern
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
 
 _ENDS = r"\s\x00-\x1f\x7f-\x9f\"'`<>|()\[\]{}"
 _IN = rf"[^{_ENDS}]*"
@@ -23,18 +28,32 @@ SLASH = r"(?:%(?:25){0,2}2[fF]|\\{1,4}/|\\{1,4}u002[fF]|\\{1,4}x2[fF]|&#47;|&#[x
 LABEL = r"\[(?:sandbox|home|path|host|redacted|stack trace)\]"
 # To where a joined path could begin; what follows is seen on its own, and is relative behind a letter.
 URL = r"://[^\s\x00-\x1f\"'`<>|?#/,;]*(?:/[^\s\x00-\x1f\"'`<>|()\[\]{}?#,;=:!&\\]*)?"
-PATH = re.compile(rf"/{RUN}|{URL}|~[A-Za-z0-9_.\-]{{0,32}}/{RUN}|{LABEL}{RUN}|{SLASH}{RUN}")
-ENCODED = re.compile(SLASH)
-FILE_URL = re.compile(r"file://[^\s/\"'`<>]{0,255}", re.IGNORECASE)
+PATH = Pattern(rf"/{RUN}|{URL}|~[A-Za-z0-9_.\-]{{0,32}}/{RUN}|{LABEL}{RUN}|{SLASH}{RUN}")
+ENCODED = Pattern(SLASH)
+FILE_URL = Pattern(r"(?i)file://[^\s/\"'`<>]{0,255}")
 # A quoted path may hold blanks: up to its closing quote, which an escaped one ends too when it opened escaped.
-QUOTED = re.compile("|".join(rf"\\{{1,4}}{q}~?/[^{q}\n]*{q}?|{q}~?/[^{q}\\\n]*(?:\\.[^{q}\\\n]*)*{q}?" for q in "\"'`"))
+QUOTED = Pattern("|".join(rf"\\{{1,4}}{q}~?/[^{q}\n]*{q}?|{q}~?/[^{q}\\\n]*(?:\\.[^{q}\\\n]*)*{q}?" for q in "\"'`"))
 # Inside a run: where another path begins, or an escaped end of line ends this one.
-JOINT = re.compile(r"[:,;=&?!@]{1,4}~?/|\\{1,4}[nrt]|\\{1,4}u00[01][0-9a-fA-F]|\\{1,4}x[01][0-9a-fA-F]")
-POSITION = re.compile(r":\d{1,9}(?::\d{1,9})?:?")
-SANDBOX_DIRECTORY = re.compile(r"/var/(?:lib/nucleus/)?(?:sandbox|pods)/[^/]+")
-HOME = re.compile(r"/(?:var/|export/|usr/)?home/[^/]+|/Users/[^/]+|/root")
-TAG = re.compile(r"/[A-Za-z][A-Za-z0-9:\-]{0,40}$")
-FLAG = re.compile(r"-(?:[A-Za-z]|isystem|iquote|idirafter|isysroot|include|imacros|B|rpath)$")
+JOINT = Pattern(
+    r"([:,;=&?!@]{1,4})(?:~?/|\[(?:sandbox|home|path)\])"
+    r"|\\{1,4}[nrt]|\\{1,4}u00[01][0-9a-fA-F]|\\{1,4}x[01][0-9a-fA-F]"
+)
+POSITION = Pattern(r":\d{1,9}(?::\d{1,9})?:?")
+SANDBOX_DIRECTORY = Pattern(r"/var/(?:lib/nucleus/)?(?:sandbox|pods)/[^/]+")
+HOME = Pattern(r"/(?:var/|export/|usr/)?home/[^/]+|/Users/[^/]+|/root")
+TAG = Pattern(r"/[A-Za-z][A-Za-z0-9:\-]{0,40}$")
+FLAG = Pattern(r"-(?:[A-Za-z]|isystem|iquote|idirafter|isysroot|include|imacros|B|rpath)$")
+# The plainest paths: nothing strange before (a look back of two), nothing joined to their end.
+_ALONE = r"/(?!/)(?:(?<![^ \n\t\"'`(=:,;]/)|(?<=[ \n\t\"']-[A-Za-z]/))"
+_OVER = r"(?=(?:[.,;:]|:\d{1,9}(?::\d{1,9})?:?)?(?:[ \n\t\"'`)]|$))"
+# What the plain patterns may have left: a slash behind anything but a letter or a label, or behind an option's.
+LEFT = Pattern(
+    r"/(?:(?<![A-Za-z0-9_.\]/]/)(?<![a-z]:/(?=/))|(?<=[A-Za-z0-9_)\]]\./)|(?<=\]/)(?<!sandbox\]/)(?<!home\]/)"
+    r"|(?<=-[A-Za-z]/)|(?<=isystem/)|(?<=iquote/)|(?<=after/)|(?<=sysroot/)|(?<=include/)|(?<=imacros/)|(?<=rpath/))"
+)
+_MARKS = ("~", "%", "\\", "&", "\x1b")
+BROKEN = Pattern(r"/[^\s/]*\n[^\s\[\](){}<>|\\\"'`:,;]")
+BLANKS = Pattern(r"[\"'`]~?/[^\"'`\n ]* |\\[\"'`]")
 ROOTS = frozenset(
     ("bin", "boot", "dev", "etc", "home", "lib", "lib64", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv",
      "sys", "tmp", "usr", "var", "workspace", "nix", "snap", "Users", "private")
@@ -44,22 +63,55 @@ _SPECIAL = frozenset(":,;=&?!@\\")
 _WIDTHS = frozenset((64, 70, 72, 76, 78, 79, 80, 99, 100, 119, 120, 132))  # where terminals and formatters wrap
 
 
-def map_paths(text: str, roots: tuple[str, ...]) -> str:
-    """`text` with every absolute path mapped, in one pass of each step; `roots` as `sanitize_paths` has them."""
+def map_paths(text: str, roots: tuple[str, ...]) -> tuple[str, bool]:
+    """Every absolute path of `text` mapped, in one pass of each step, and whether a second pass could find more.
+
+    `roots` are as `sanitize_paths` has them, the innermost first and without slashes at the end.
+    """
     if "/" not in text and "%" not in text and "\\" not in text and "&" not in text:
-        return text
+        return text, False
+    before = text
     if "://" in text and "file://" in text.lower():
         text = FILE_URL.sub(_file_url, text)
-    if "\n" in text and "/" in text:
+    if "\n" in text and BROKEN.search(text):
         text = _unwrapped(text, roots)
-    if any(opening in text for opening in ('"/', "'/", "`/", '"~', "'~", "`~")):
+    if ('"/' in text or "'/" in text or "`/" in text or '"~' in text or "'~" in text) and BLANKS.search(text):
         text = QUOTED.sub(lambda match: _quoted(match, roots), text)
-    return PATH.sub(lambda match: _found(match, roots), text)
+    changed = text is not before and text != before
+    if "/.." not in text and "/./" not in text and text.count("//") == text.count("://"):
+        in_roots, in_homes, elsewhere = _plain_paths(roots)
+        if "/var/" in text or any(root in text for root in roots):
+            text = in_roots.sub("[sandbox]", text)
+        if "/home/" in text or "/root/" in text:
+            text = in_homes.sub("[home]", text)
+        text = elsewhere.sub("[path]", text)
+    if any(mark in text for mark in _MARKS) or LEFT.search(text):
+        after = PATH.sub(lambda match: _found(match, roots), text)
+        return after, changed or after != text
+    return text, changed
+
+
+@lru_cache(maxsize=32)
+def _plain_paths(roots: tuple[str, ...]) -> tuple[Pattern, Pattern, Pattern]:
+    """The three rows of the table for the plainest paths: most of all there are, without a call for each."""
+    import re  # late
+
+    inside = [root for root in roots if root[:1] == "/"]
+    kept = "|".join(re.escape(root[1:]) for root in inside)
+    first = "|".join(
+        ("home", "root", "Users", "var", "export", "usr/home", *(re.escape(r.split("/")[1]) for r in inside))
+    )
+    sandbox = r"var/(?:lib/nucleus/)?(?:sandbox|pods)/[A-Za-z0-9_\-]{1,255}"
+    return (
+        Pattern(rf"{_ALONE}(?:{kept + '|' if kept else ''}{sandbox})(?=/[A-Za-z0-9_])"),
+        Pattern(rf"{_ALONE}(?:home/[A-Za-z0-9_][A-Za-z0-9_.\-]{{0,255}}|root)(?=/[A-Za-z0-9_.])"),
+        Pattern(rf"{_ALONE}(?!(?:{first})(?![A-Za-z0-9_.\-]))[A-Za-z0-9_./+\-]*[A-Za-z0-9_+\-]{_OVER}"),
+    )
 
 
 def _file_url(match: re.Match[str]) -> str:
     before = match.string[match.start() - 1 : match.start()] if match.start() else ""
-    return match.group() if before.isalnum() else ""
+    return match.group() if before.isalnum() and not after_escape(match.string, match.start()) else ""
 
 
 def _unwrapped(text: str, roots: tuple[str, ...]) -> str:
@@ -146,20 +198,21 @@ def _pieces(run: str, roots: tuple[str, ...], *, whole: bool = True) -> str:
     for joint in JOINT.finditer(run):
         at = joint.start()
         escaped = run[at] == "\\"
-        if at == 0 and whole and not escaped:
+        end = joint.end() if escaped else joint.end(1)
+        url = run.startswith("//", end) and run[at - 1 : at].isalnum() and run[at:end] == ":"
+        if url or (at == 0 and whole and not escaped):
             continue
-        end = joint.end() if escaped else at + len(joint.group().rstrip("/").rstrip("~"))
-        piece = run[begin:at]
-        out.append(_piece(piece, roots) if whole or (begin and piece[:1] in ("/", "~")) else piece)
+        out.append(_piece(run[begin:at], roots, whole=whole))
         out.append(run[at:end])
         begin = end
-        whole = not escaped or run[end : end + 1] == "/"
-    rest = run[begin:]
-    out.append(_piece(rest, roots) if whole and rest[:1] in ("/", "~") else rest)
+        whole = True
+    out.append(_piece(run[begin:], roots, whole=whole))
     return "".join(out)
 
 
-def _piece(piece: str, roots: tuple[str, ...]) -> str:
+def _piece(piece: str, roots: tuple[str, ...], *, whole: bool) -> str:
+    if not whole or piece[:1] not in ("/", "~"):
+        return piece
     bare = _bare(piece)
     tail = piece[len(bare) :]
     if ":" in bare:

@@ -1,8 +1,7 @@
 """The pinned rule set: how the secrets of well-known issuers look.
 
 Written from the issuers' public documentation of their formats (each line names the issuer); lengths are lower bounds,
-because issuers lengthen tokens. Data, and the cache of what of it has been compiled: nothing is compiled before its
-literal has been seen, so the set costs no start-up.
+because issuers lengthen tokens. Nothing is compiled before its literal has been seen: the set costs no start-up.
 
 Each pattern begins with its literal and has no unbounded repetition but its last: linear on any text. None has
 lookaround or a back-reference: each compiles in RE2 as well.
@@ -10,15 +9,14 @@ lookaround or a back-reference: each compiles in RE2 as well.
 
 from __future__ import annotations
 
-import re
-from functools import cache
+from nucleus.sanitize.patterns import Pattern
 
 Span = tuple[int, int, str]
 
 _T = r"[A-Za-z0-9_\-]"
 
 # (literal that must be in the text, must it stand at the start of a word, pattern)
-DIRECT: tuple[tuple[str, bool, str], ...] = (
+_DIRECT: tuple[tuple[str, bool, str], ...] = (
     ("gh", False, r"gh[pousr]_[A-Za-z0-9_.\-]{16,}"),  # GitHub: personal, OAuth, user, server, refresh
     ("github_pat_", False, r"github_pat_[A-Za-z0-9_]{16,}"),  # GitHub: fine-grained
     ("gl", True, r"gl(?:pat|oas|dt|rt|rtr|cbt|ptt|ft|imt|agent|wt|soat|ffct)-[A-Za-z0-9_\-=.]{16,}"),  # GitLab
@@ -91,6 +89,8 @@ DIRECT: tuple[tuple[str, bool, str], ...] = (
     ("CCIPAT_", True, r"CCIPAT_[A-Za-z0-9_]{20,}"),  # CircleCI
 )
 
+DIRECT = tuple((literal, whole, Pattern(pattern)) for literal, whole, pattern in _DIRECT)
+
 # (literal inside the secret, what it is made of besides letters and digits, least length)
 EXPANDED: tuple[tuple[str, str, int], ...] = (
     ("Q~", "_~.-", 34),  # Microsoft Entra: client secret
@@ -130,9 +130,5 @@ NAMES: tuple[tuple[str, str], ...] = (
     ("auth", "word"),
     ("pass", "word"),
 )
-
-
-@cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    """`pattern`, compiled at its first use."""
-    return re.compile(pattern)
+# One of these is in each of the names above, and in `login`.
+STEMS = ("pass", "pwd", "auth", "cookie", "secret", "token", "key", "credential", "sig", "session", "login", "-u")

@@ -12,33 +12,32 @@ Does not: judge by entropy, or find a secret that has neither a shape nor a name
 
 from __future__ import annotations
 
-import re
-
 from nucleus.sanitize.characters import after_escape
-from nucleus.sanitize.rules import DIRECT, EXPANDED, NAMES, Span, compiled
+from nucleus.sanitize.patterns import Pattern
+from nucleus.sanitize.rules import DIRECT, EXPANDED, NAMES, STEMS, Span
 
 REDACTED = "[redacted]"
 _RUN = b"x" * 16
 _TOKEN = bytes(ord("x") if (chr(c).isalnum() and c < 128) or chr(c) in "_-" else c % 64 for c in range(256))
 
 # After a name: quotes (escaped ones too), a separator, a scheme, the value up to its closing quote or a blank.
-SEPARATOR = re.compile(r"[a-z0-9_\-]{0,40}\]?[\\\"']{0,4}\s{0,4}(?:=>|:=|==?|:)\s{0,4}")
-OPTION = re.compile(r"[a-z0-9_\-]{0,40}\s{1,4}")
+SEPARATOR = Pattern(r"[a-z0-9_\-]{0,40}\]?[\\\"']{0,4}\s{0,4}(?:=>|:=|==?|:)\s{0,4}")
+OPTION = Pattern(r"[a-z0-9_\-]{0,40}\s{1,4}")
 # Each of these always matches from where it is tried, and the next is tried after its end: linear.
-ESCAPED = {q: re.compile(rf"[^{q}\n]*") for q in "\"'`"}
-QUOTED = {q: re.compile(rf"[^{q}\\\n]*(?:\\.[^{q}\\\n]*)*") for q in "\"'`"}
-PLAIN = re.compile(r"(?:(?:bearer|basic|digest|token|negotiate|apikey)\s{1,4})?[^\s,;&]+")
-LINE = re.compile(r"[^\n]+")
-NETRC = re.compile(r"login\s{1,4}[^\s]{1,255}\s{1,4}password\s{1,4}")
-USER = re.compile(r"(?:-u|--user|--proxy-user)[ =]{0,4}[\"']?[^\s:\"'/]{1,255}:")
-USERINFO = re.compile(r"://(?:[^\s/@:\"'<>\[\]]{0,255}:[^\s\"'<>]{1,512}@|[^\s/@:\"'<>\[\]]{20,255}@)")
-DSN = re.compile(r"[^\s\"'=@/:]{1,99}:[^\s\"'@]{1,255}@(?:tcp|unix)\(")
-PORT = re.compile(r"[^\s/@:]{0,255}:\d{1,5}(?:/|$)")
-BEGIN = re.compile(r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,5}")
-END = re.compile(r"-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,5}")
+ESCAPED = {q: Pattern(rf"[^{q}\n]*") for q in "\"'`"}
+QUOTED = {q: Pattern(rf"[^{q}\\\n]*(?:\\.[^{q}\\\n]*)*") for q in "\"'`"}
+PLAIN = Pattern(r"(?:(?:bearer|basic|digest|token|negotiate|apikey)\s{1,4})?[^\s,;&]+")
+LINE = Pattern(r"[^\n]+")
+NETRC = Pattern(r"login\s{1,4}[^\s]{1,255}\s{1,4}password\s{1,4}")
+USER = Pattern(r"(?:-u|--user|--proxy-user)[ =]{0,4}[\"']?[^\s:\"'/]{1,255}:")
+USERINFO = Pattern(r"://(?:[^\s/@:\"'<>\[\]]{0,255}:[^\s\"'<>]{1,512}@|[^\s/@:\"'<>\[\]]{20,255}@)")
+DSN = Pattern(r"[^\s\"'=@/:]{1,99}:[^\s\"'@]{1,255}@(?:tcp|unix)\(")
+PORT = Pattern(r"[^\s/@:]{0,255}:\d{1,5}(?:/|$)")
+BEGIN = Pattern(r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,5}")
+END = Pattern(r"-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,5}")
 _SUFFIXES = ("key", "name", "id", "value", "data", "string", "hash")
-APPROVAL = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}")  # our own approval tokens
-SCHEME = re.compile(r"(?:bearer|basic)\s{1,4}[a-z0-9._~+/\-]{12,}={0,2}")
+APPROVAL = Pattern(r"[0-9a-f]{64}\.[0-9a-f]{64}")  # our own approval tokens
+SCHEME = Pattern(r"(?:bearer|basic)\s{1,4}[a-z0-9._~+/\-]{12,}={0,2}")
 
 
 def spans(text: str, low: str) -> list[Span]:
@@ -63,7 +62,7 @@ def spans(text: str, low: str) -> list[Span]:
 def _shapes(text: str, found: list[Span]) -> None:
     for literal, whole, pattern in DIRECT:
         if literal in text:
-            for match in compiled(pattern).finditer(text):
+            for match in pattern.finditer(text):
                 start = match.start()
                 before = text[start - 1] if start else " "
                 if whole and (before == "_" or before.isalnum()) and not after_escape(text, start):
@@ -118,6 +117,8 @@ def _userinfo(text: str, found: list[Span]) -> None:
 
 
 def _named(text: str, low: str, found: list[Span]) -> None:
+    if not any(stem in low for stem in STEMS):
+        return
     for name, how in NAMES:
         at = low.find(name)
         done = 0
@@ -144,7 +145,8 @@ def _after(low: str, at: int, end: int, how: str) -> int | None:
     how: "line" (a header: all of its line), "name" (may be the last word of a longer one, and an option's),
     "word" (only as a whole word of a name).
     """
-    if how == "word" and (low[at - 1 : at].isalpha() or low[end : end + 1].isalpha()):
+    inside = low[at - 1 : at].isalpha() and not after_escape(low, at)
+    if how == "word" and (inside or low[end : end + 1].isalpha()):
         return None
     separator = SEPARATOR.match(low, end) or (OPTION.match(low, end) if low.startswith("-", _word(low, at)) else None)
     if separator is None or low.startswith("unexpected ", max(at - 11, 0)):

@@ -11,13 +11,13 @@ Does not: judge the message, or find a trace whose frames have been reworded.
 
 from __future__ import annotations
 
-import re
+from nucleus.sanitize.patterns import Pattern
 
 MARK = "[stack trace]"
 _PYTHON = "Traceback (most recent call last)"
-_HINTS = ("\n\tat ", "    at ", "   at ", "goroutine ", "stack backtrace:", "#0 ", "#1 ", "\n\tfrom ", "    from ")
+_HINTS = ("\tat ", "   at ", "goroutine ", "backtrace:", "#0 ", "#1 ", "\tfrom ", "   from ")
 # One line each, anchored at its start, no class meeting its neighbour: linear.
-FRAME = re.compile(
+FRAME = Pattern(
     r"\s{1,16}at (?:async |new )?[^\s(:][^\n]{0,400}(?:\)|:\d{1,7}|:line \d{1,7})$"  # Java, Node, .NET, Rust
     r"|\s{1,16}at (?:<anonymous>|native)$"
     r"|\s{1,16}\.\.\. \d{1,6} (?:more|common frames omitted)$"
@@ -26,21 +26,26 @@ FRAME = re.compile(
     r"|\s{1,16}from [^\s:]{1,400}:\d{1,7}(?::in [^\n]{0,200})?$"  # Ruby
     r"|\s{1,8}\d{1,4}: {1,4}(?:0x[0-9a-f]{1,16} - )?[A-Za-z_<][^\n]{0,400}$"  # Rust, after its heading
 )
-GOROUTINE = re.compile(r"goroutine \d{1,12} [^\n:]{0,100}:$")
-GO_LINE = re.compile(r"(?:\t/?[^\n]{0,400}|[\w./*()\-]{1,400}\([^\n]{0,400}\)|created by [^\n]{0,400})$")
+GOROUTINE = Pattern(r"goroutine \d{1,12} [^\n:]{0,100}:$")
+GO_LINE = Pattern(r"(?:\t/?[^\n]{0,400}|[\w./*()\-]{1,400}\([^\n]{0,400}\)|created by [^\n]{0,400})$")
 CHAIN = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
 )
 
 
+def hinted(text: str) -> bool:
+    """Whether `text` could hold a trace."""
+    return _PYTHON in text or ("\n" in text and any(hint in text for hint in _HINTS))
+
+
 def collapse(text: str) -> str:
     """`text` with every stack trace as ``[stack trace]`` and one line."""
+    if not hinted(text):
+        return text
     if _PYTHON in text:
         text = _python(text, "\\n" if f"{_PYTHON}:\\n" in text else "\n")
-    if any(hint in text for hint in _HINTS):
-        text = _others(text)
-    return text
+    return _others(text)
 
 
 def _python(text: str, newline: str) -> str:
