@@ -200,3 +200,128 @@ def test_a_deep_tree_does_not_use_up_descriptors(gate: Gate, root: Path) -> None
     (here / "deep").touch()
     (root / "top").touch()
     assert paths(gate, pattern="**/top") == ["top"]
+
+
+def rows(gate: Gate, **fields: object) -> list[tuple[object, ...]]:
+    return [tuple(row[1:]) for row in gate.ok("grep", **fields)[0]["matches"]]
+
+
+def test_context_is_merged_and_told_apart(gate: Gate, root: Path) -> None:
+    (root / "f").write_text(
+        "".join(f"{'hit' if number in (3, 5, 10) else 'line'} {number}\n" for number in range(1, 13))
+    )
+    shown = rows(gate, pattern="hit", context=2)
+    assert [row[0] for row in shown] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert [row[0] for row in shown if len(row) == 2] == [3, 5, 10]
+    assert {row[2] for row in shown if len(row) == 3} == {"context"}
+    assert [row[0] for row in rows(gate, pattern="hit", context=1)] == [2, 3, 4, 5, 6, 9, 10, 11]
+    assert rows(gate, pattern="hit 3", context=20)[0] == (1, "line 1", "context")
+    ok, _ = gate.ok("grep", pattern="hit", context=1, limit=2, details=True)
+    assert [row[1] for row in ok["matches"]] == [2, 3, 4, 5, 6], "a limit counts matches, not what is around them"
+    assert ok["limits"] == ["count"]
+    assert gate.error("grep", pattern="x", context=21)["code"] == "protocol"
+
+
+def test_context_agrees_with_its_definition(gate: Gate, root: Path) -> None:
+    chance = random.Random(3)
+    for _ in range(40):
+        lines = [chance.choice(("hit", "", "no", "miss\r")) for _ in range(chance.randrange(1, 30))]
+        (root / "f").write_text("\n".join(lines) + chance.choice(("", "\n")), newline="")
+        context = chance.randrange(4)
+        hits = {number for number, line in enumerate(lines, 1) if line == "hit"}
+        near = {n for hit in hits for n in range(hit - context, hit + context + 1)}
+        size = (root / "f").read_bytes().count(b"\n") + (not (root / "f").read_bytes().endswith(b"\n"))
+        expected = [
+            (n, lines[n - 1].rstrip("\r"), *(() if n in hits else ("context",))) for n in sorted(near) if 1 <= n <= size
+        ]
+        assert rows(gate, pattern="^hit$", context=context) == expected
+
+
+def test_a_match_over_lines_is_its_lines(gate: Gate, root: Path) -> None:
+    (root / "f").write_text("def f(\n    a,\n) -> int:\n    pass\ndef g(): pass\n")
+    assert rows(gate, pattern=r"def f\([^)]*\)") == []
+    assert [row[0] for row in rows(gate, pattern=r"def f\([^)]*\)", multiline=True)] == [1, 2, 3]
+    assert rows(gate, pattern="f.*pass", multiline=True) == [(5, "def g(): pass")], ". stays in its line"
+    assert [row[0] for row in rows(gate, pattern="(?s)f.*pass", multiline=True)] == [1, 2, 3, 4, 5]
+    assert [row[0] for row in rows(gate, pattern=r",\n\)", multiline=True, context=1)] == [1, 2, 3, 4]
+    assert [row[0] for row in rows(gate, pattern="^def", multiline=True)] == [1, 5]
+    (root / "f").write_text("a" * 200_000 + "\nb\n")
+    assert [row[0] for row in rows(gate, pattern="a", multiline=True)] == [1]
+    assert [row[0] for row in rows(gate, pattern="", multiline=True)] == [1, 2]
+
+
+def test_a_file_cannot_fill_the_answer(gate: Gate, root: Path) -> None:
+    (root / "a").write_text("x\n" * 50)
+    (root / "b").write_text("x\n" * 2)
+    ok, _ = gate.ok("grep", pattern="x", per_file=2, details=True)
+    assert [row[:2] for row in ok["matches"]] == [["a", 1], ["a", 2], ["b", 1], ["b", 2]]
+    assert (ok["truncated"], ok["limits"], ok["capped"]) == (True, ["per_file"], ["a"])
+    assert (ok["files"], ok["scanned_bytes"]) == (2, 104)
+
+
+def test_what_was_left_out_is_told(gate: Gate, root: Path) -> None:
+    assert gate.ok("grep", pattern="x", details=True)[0]["limits"] == []
+    (root / "log").write_bytes(b"x\n" * (9 << 20))
+    assert gate.ok("grep", pattern="x", details=True)[0]["limits"] == ["size"]
+    with (root / "log").open("wb") as file:
+        file.truncate(1 << 40)  # sparse, and binary
+    assert gate.ok("grep", pattern="x", details=True)[0]["limits"] == []
+    here = root
+    for _ in range(200):
+        here = here / "d"
+        here.mkdir()
+    assert gate.ok("glob", pattern="**/x", details=True)[0]["limits"] == ["depth"]
+    assert gate.ok("grep", pattern="x", details=True)[0]["limits"] == ["depth"]
+    assert gate.ok("glob", pattern="*", details=True)[0] == {
+        "paths": ["log"], "truncated": False, "limits": [], "files": 1,
+    }  # fmt: skip
+
+
+def test_the_newest_first(gate: Gate, tree: Path) -> None:
+    for number, name in enumerate(("dir/c.py", "b.py", "a.py", "secrets/g.py")):
+        os.utime(tree / name, ns=(0, (4_000_000_000 - number) * 10**9))
+    os.utime(tree / ".hidden/e.py", ns=(0, 5))
+    os.utime(tree / "dir-x/d.py", ns=(0, 5))
+    wanted = ["dir/c.py", "b.py", "a.py", "secrets/g.py", "dir/link.py", ".hidden/e.py", "dir-x/d.py"]
+    assert paths(gate, pattern="**/*.py", sort="mtime") == wanted
+    ok, _ = gate.ok("glob", pattern="**/*.py", sort="mtime", limit=2, details=True)
+    assert (ok["paths"], ok["limits"]) == (wanted[:2], ["count"])
+    assert gate.ok("glob", pattern="**/*.py", sort="mtime", limit=7)[0]["truncated"] is False
+    assert gate.error("glob", pattern="*", sort="size")["code"] == "protocol"
+
+
+def test_hostile_trees(gate: Gate, root: Path) -> None:
+    many = root / "many"
+    many.mkdir()
+    for number in range(20_000):
+        (many / f"{number:05}.env" if number % 2 else many / f"{number:05}").touch()
+    started = time.monotonic()
+    ok, _ = gate.ok("glob", pattern="**/19*", exclude=["*.env"], details=True)
+    assert (len(ok["paths"]), ok["files"]) == (500, 10_000)
+    assert time.monotonic() - started < 2
+    os.mkfifo(root / "fifo")
+    (root / "a\nb.env").write_text("needle")
+    (root / ("x" * 255)).write_text("needle")
+    (root / "x*.env").write_text("needle")
+    assert files(gate, pattern="needle", exclude=["*.env"]) == ["x" * 255]
+    assert files(gate, pattern="needle", exclude=["x*"]) == ["a\nb.env"]
+    assert files(gate, pattern="needle", exclude=["a\nb.env", "/" + "x" * 255]) == ["x*.env"]
+
+
+def test_a_file_that_shrinks_or_grows_while_it_is_searched(gate: Gate, root: Path) -> None:
+    path = root / "f"
+    stop = os.fork()
+    if stop == 0:
+        try:
+            deadline = time.monotonic() + 1.5
+            while time.monotonic() < deadline:
+                path.write_bytes(b"needle\n" * 100_000)
+                os.truncate(path, 7)
+        finally:
+            os._exit(0)
+    try:
+        for _ in range(30):
+            for row in gate.ok("grep", pattern="needle", limit=3)[0]["matches"]:
+                assert row[2] == "needle"
+    finally:
+        os.waitpid(stop, 0)

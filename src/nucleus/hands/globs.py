@@ -3,13 +3,15 @@
 The language is the policy's: ``*`` and ``?`` stay inside a name, ``**/`` is any number of directories, another ``**``
 crosses them, ``[abc]``, ``[a-z]``, ``[!x]`` (an unclosed ``[`` is a literal), no escapes, anchored at both ends.
 Promises: caller's text becomes literals and classes only, escaped here; Python's `re` never sees it; an exclude list
-ignores case (``.ENV``), as the policy's block lists do.
-Relies on: names being text (`nucleus.hands.names`). Does not: enforce. The gate filters every name it is given.
+ignores case (``.ENV``), as the policy's block lists do; a whole directory's names are asked for at once (`any_of`),
+name by name only where one of them is met.
+Relies on: names being text without NUL. Does not: enforce. The gate filters every name it is given.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import re2
 
@@ -33,15 +35,60 @@ class Glob:
     """One pattern, or a list of them: does it match a whole relative name?"""
 
     def __init__(self, patterns: tuple[str, ...], *, ignore_case: bool = False) -> None:
-        source = "(?s)(?:" + "|".join(dict.fromkeys(_translate(pattern) for pattern in patterns)) + ")"
+        source = "(?:" + "|".join(dict.fromkeys(_translate(pattern) for pattern in patterns)) + ")"
+        self._options = options(ignore_case=ignore_case)
+        self._source = source
+        self._among: Any = None
         try:
-            self._program = re2.compile(source, options(ignore_case=ignore_case))
+            self._program = re2.compile(source, self._options)
         except re2.error:
             raise HandsError("bad_pattern", "the glob is too large") from None
 
     def matches(self, name: str) -> bool:
         """Whether `name` matches one of the patterns from end to end."""
         return self._program.fullmatch(name.encode("utf-8")) is not None
+
+    def any_of(self, block: bytes) -> bool:
+        """Whether one of the names in `block` (a NUL before, between and after them) matches; a "/" may end a name."""
+        if self._among is None:
+            try:
+                self._among = re2.compile(f"\\x00{self._source}/?\\x00", self._options)
+            except re2.error:  # a hair too large: every name is asked for on its own
+                self._among = re2.compile("", self._options)
+        return self._among.search(block) is not None
+
+
+class Names:
+    """The one glob of a search, over the names of a directory: the usual shapes without RE2.
+
+    Attributes:
+        fixed: the leading directories without a special character: nothing else needs walking.
+        depth: how many directories below the start a match can be; None without a bound.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        *directories, leaf = pattern.split("/")
+        self.fixed: list[str] = []
+        for part in directories:
+            if any(special in part for special in "*?["):
+                break
+            self.fixed.append(part)
+        self.depth = None if "**" in pattern else len(directories)
+        self._glob = Glob((pattern,))
+        self._every = pattern == "**" or (leaf == "*" and directories == ["**"])
+        rest = leaf[1:]
+        plain = directories in ([], ["**"]) and leaf[:1] == "*" and rest and not any(mark in rest for mark in "*?[")
+        self._ending = rest if plain else ""
+
+    def among(self, below: str, names: list[str]) -> list[str]:
+        """Those of `names`, all in the directory `below` (empty, or with a "/" behind), that match."""
+        if self._every:
+            return names
+        if self._ending:
+            ending = self._ending
+            return [name for name in names if name.endswith(ending)]
+        matches = self._glob.matches
+        return [name for name in names if matches(below + name)]
 
 
 class Exclude:
@@ -67,6 +114,20 @@ class Exclude:
         if self._names is not None and self._names.matches(path.rpartition("/")[2]):
             return True
         return self._anchored is not None and self._anchored.matches(path)
+
+    def any_of(self, prefix: str, names: list[str], block: bytes) -> bool:
+        """Whether a glob matches one of `names` in the directory `prefix`.
+
+        Args:
+            prefix: empty, or with a "/" behind it.
+            names: directories with a "/" behind them.
+            block: the names, as `Glob.any_of` wants them.
+        """
+        if self._names is not None and self._names.any_of(block):
+            return True
+        if self._anchored is None:
+            return False
+        return self._anchored.any_of((("\0" + prefix).join(("", *names)) + "\0").encode("utf-8") if prefix else block)
 
 
 @lru_cache(maxsize=8)
@@ -109,13 +170,13 @@ def _translate(pattern: str) -> str:
                 end += 1
             whole = end - at >= 2 and (at == 0 or pattern[at - 1] == "/")
             if whole and end < size and pattern[end] == "/":
-                out.append("(?:[^/]+/)*")
+                out.append("(?:[^/\\x00]+/)*")
                 end += 1
             else:
-                out.append("[^/]*" if end - at == 1 else ".*")
+                out.append("[^/\\x00]*" if end - at == 1 else "[^\\x00]*")
             at = end
         elif character == "?":
-            out.append("[^/]")
+            out.append("[^/\\x00]")
             at += 1
         elif character == "[" and (end := _set_end(pattern, at)) > 0:
             out.append(_set(pattern[at + 1 : end]))
@@ -146,7 +207,7 @@ def _set(body: str) -> str:
             ranges.append(f"{_literal(low)}-{_literal(high)}")
     # A "/" is never matched by a set; an empty set matches nothing.
     if negated:
-        return f"[^/{''.join(ranges)}]"
+        return f"[^/\\x00{''.join(ranges)}]"
     return f"[{''.join(ranges)}]" if ranges else "[^\\x00-\\x{10FFFF}]"
 
 

@@ -1,184 +1,147 @@
-"""glob and grep: one walk by directory descriptors, in the search worker.
+"""glob and grep in the search worker: what the walk finds, by name and by content.
 
-Promises: no symlink is followed, at the start or below it; what the exclude list covers, or an allow list does not, is
-neither listed nor opened nor counted;
-results are in the order of their names, whatever the directory's order; `.git` directories are left out unless the
-start, the pattern or `include` names one. Hidden files are included. Results stop at `limit` and at `RESULT_BYTES`;
-files over `FILE_BYTES`, binary files (a NUL in the first 8 KiB), hard links that are not ours and what cannot be read
-are passed over. Names that are not UTF-8 are shown, and matched, with ``\\xNN`` for each wrong byte; such a name
-cannot be sent back. grep works line by line: a pattern never matches across a line's end, ``^`` and ``$`` are those
-of the line, a line is cut at `LIMITS.line_bytes`.
+Promises: the walk's (`nucleus.hands.walk`); results in the order of their names, or of their time where asked (newest
+first). Hidden files are included. Results stop at `limit`, at `per_file` of one file and at `RESULT_BYTES`, and the
+answer says which of them it was. Files over `FILE_BYTES` are passed over, and told; binary files (a NUL in the first
+8 KiB), hard links that are not ours and what cannot be read are passed over. grep works line by line: unless
+`multiline` is asked for a pattern never matches across a line's end; ``^`` and ``$`` are those of the line, a line is
+cut at `LIMITS.line_bytes`, and what is told of a longer match is its lines.
 Relies on: running in a process that can be killed; RE2 cannot be interrupted. Does not: know a deadline.
 """
 
 from __future__ import annotations
 
+import heapq
+import mmap
 import os
 from collections.abc import Iterator
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import re2
 
-from nucleus.hands.globs import Glob, admits, allowed, covers, excluded, options
-from nucleus.hands.protocol import HandsError, allows, excludes, flag, integer, path, text
-from nucleus.hands.root import Root, check_regular, is_foreign_link
+from nucleus.hands.globs import Names, options
+from nucleus.hands.literals import required
+from nucleus.hands.protocol import HandsError, allows, excludes, flag, integer, path, text, wrong
+from nucleus.hands.root import Root
+from nucleus.hands.walk import FILE, Found, Walk
+from nucleus.hands.walk import shown as shown  # git's answers name files, too
 from nucleus.limits import LIMITS
 
 FILE_BYTES = 16 << 20  # one file that is searched
 RESULT_BYTES = LIMITS.output_bytes  # names and lines of one answer, before JSON's escapes
+CONTEXT = 20  # lines on each side, as the model says
 PROGRAM_SIZE = 100_000  # RE2 instructions of one pattern
 _BINARY_LOOK = 8_192
-_DEPTH = 128  # directories below each other: each holds a descriptor
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-class Found(NamedTuple):
-    """A name of the walk. `directory` is only valid until the next one is asked for."""
-
-    path: str  # from the workspace's root
-    relative: str  # from the start of the search
-    raw: bytes
-    directory: int
-
-
-def shown(raw: bytes) -> str:
-    """A file name as text."""
-    return raw.decode("utf-8", "backslashreplace")
+_SAME_LINE = 1_000  # matches that start in one line, of a pattern over many lines
 
 
 def glob(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     """Names of files (and of symlinks, not followed) below `path` whose relative name matches `pattern`."""
     pattern = text(header, "pattern", LIMITS.pattern_bytes)
     limit = integer(header, "limit", 1, LIMITS.result_count, LIMITS.result_count)
-    wanted = Glob((pattern,))
-    start = path(header, default=".")
+    sort = text(header, "sort", 8, "name")
+    if sort not in ("name", "mtime"):
+        raise wrong("sort")
+    wanted = Names(pattern)
+    walk = _walk(root, header, wanted, pattern)
+    names = _newest(walk, wanted, limit) if sort == "mtime" else _by_name(walk, wanted)
     paths: list[str] = []
     used = 0
-    for found in walk(root, start, excludes(header), pattern, allows(header)):
-        if not wanted.matches(found.relative):
-            continue
-        used += len(found.path)
+    for found in names:
+        used += len(found)
         if len(paths) == limit or used > RESULT_BYTES:
-            return {"paths": paths, "truncated": True}
-        paths.append(found.path)
-    return {"paths": paths, "truncated": False}
+            walk.limits.add("count" if len(paths) == limit else "bytes")
+            break
+        paths.append(found)
+    answer: dict[str, Any] = {"paths": paths, "truncated": bool(walk.limits)}
+    if flag(header, "details"):
+        answer |= {"limits": sorted(walk.limits), "files": walk.files}
+    return answer
 
 
 def grep(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     """Lines that match an RE2 `pattern` in files below `path` whose relative name matches `include`."""
-    program = _compile(text(header, "pattern", LIMITS.pattern_bytes), flag(header, "ignore_case"))
+    wish = _wish(header)
     include = text(header, "include", LIMITS.pattern_bytes, "**")
-    limit = integer(header, "limit", 1, LIMITS.result_count, LIMITS.result_count)
     # As everywhere else that includes are given: a plain name means that name at any depth.
-    wanted = Glob((include if "/" in include else f"**/{include}",)) if include != "**" else None
-    matches: list[list[str | int]] = []
-    used = scanned = 0
-    for found in walk(root, path(header, default="."), excludes(header), include, allows(header)):
-        if wanted is not None and not wanted.matches(found.relative):
-            continue
-        data = _contents(found)
-        scanned += len(data)
-        for number, line in _lines(program, data):
-            used += len(found.path) + len(line)
-            if len(matches) == limit or used > RESULT_BYTES:
-                return {"matches": matches, "truncated": True, "scanned_bytes": scanned}
-            matches.append([found.path, number, line.decode("utf-8", "backslashreplace")])
-    return {"matches": matches, "truncated": False, "scanned_bytes": scanned}
+    wanted = Names(include if "/" in include else f"**/{include}") if include != "**" else None
+    walk = _walk(root, header, wanted, include)
+    search = _Search(wish)
+    search.run(walk, wanted)
+    limits = search.limits | walk.limits
+    answer: dict[str, Any] = {"matches": search.rows, "truncated": bool(limits), "scanned_bytes": search.scanned}
+    if flag(header, "details"):
+        answer |= {"limits": sorted(limits), "capped": search.capped, "files": search.files}
+    return answer
 
 
-def walk(
-    root: Root, start: str, exclude: tuple[str, ...], pattern: str, allow: tuple[tuple[str, ...], ...] = ()
-) -> Iterator[Found]:
-    """Every name below `start` that is no directory, in the order of the names, excluded ones left out."""
-    skip, only = excluded(exclude), allowed(allow)
-    if covers(skip, start):
-        return
-    with_git = ".git" in start.split("/") or ".git" in pattern.split("/")
-    prefix = "" if start == "." else start + "/"
-    fixed = _fixed_directories(pattern)
-    here = root.open(start, os.O_PATH)
-    os.close(here)
-    try:
-        first = root.open_directory(start, os.O_RDONLY)
-    except HandsError as error:
-        if error.code != "not_found":
-            raise
-        if admits(only, start):
-            yield from _single(root, start)
-        return
-    stack = [(first, "", _names(first))]
-    try:
-        while stack:
-            directory, below, names = stack[-1]
-            if not names:
-                stack.pop()
-                os.close(directory)
-                continue
-            raw, is_directory = names.pop()
-            relative = below + shown(raw)
-            if skip is not None and skip.matches(prefix + relative):
-                continue
-            if not is_directory:
-                if admits(only, prefix + relative):
-                    yield Found(prefix + relative, relative, raw, directory)
-            elif (with_git or raw != b".git") and len(stack) < _DEPTH and _may_hold(fixed, relative):
+class _Counted(Walk):
+    """A walk that counts what it shows."""
+
+    files = 0
+
+
+def _walk(root: Root, header: dict[str, Any], wanted: Names | None, pattern: str) -> _Counted:
+    git, ignore = ".git" in pattern.split("/"), flag(header, "gitignore")
+    start = path(header, default=".")
+    return _Counted(root, start, excludes(header), allows(header), wanted, git=git, gitignore=ignore)
+
+
+def _by_name(walk: _Counted, wanted: Names) -> Iterator[str]:
+    for found in walk:
+        walk.files += len(found.names)
+        prefix = found.prefix
+        for name in wanted.among(found.below, found.names):
+            yield prefix + name
+
+
+def _newest(walk: _Counted, wanted: Names, limit: int) -> list[str]:
+    """The `limit` newest, and one more where there is one; of the same time by name."""
+
+    def times() -> Iterator[tuple[int, str]]:
+        for found in walk:
+            walk.files += len(found.names)
+            for name in wanted.among(found.below, found.names):
                 try:
-                    inner = os.open(raw, _DIRECTORY, dir_fd=directory)
+                    status = os.stat(found.raw or name, dir_fd=found.directory, follow_symlinks=False)
                 except OSError:
                     continue
-                stack.append((inner, relative + "/", _names(inner)))
-    finally:
-        for directory, _, _ in stack:
-            os.close(directory)
+                yield -status.st_mtime_ns, found.prefix + name
+
+    return [name for _, name in heapq.nsmallest(limit + 1, times())]
 
 
-def _single(root: Root, start: str) -> Iterator[Found]:
-    """`start` is a file: it is the only result, under its own name."""
-    before, _, leaf = start.rpartition("/")
-    directory = root.open_directory(before or ".", os.O_RDONLY)
-    try:
-        yield Found(start, leaf, leaf.encode("utf-8"), directory)
-    finally:
-        os.close(directory)
+class _Wish(NamedTuple):
+    """What a grep looks for in each file."""
+
+    program: Any
+    first: tuple[Any, ...]  # literals: a file that holds none of them has no match
+    multiline: bool
+    context: int
+    per_file: int
+    limit: int
 
 
-def _names(directory: int) -> list[tuple[bytes, bool]]:
-    """The names of a directory, last one first (they are popped), directories sorted as if they ended in "/"."""
-    rows: list[tuple[bytes, bytes, bool]] = []
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                raw = os.fsencode(entry.name)
-                try:
-                    is_directory = entry.is_dir(follow_symlinks=False)
-                except OSError:
-                    continue
-                rows.append((raw + b"/" if is_directory else raw, raw, is_directory))
-    except OSError:
-        return []
-    rows.sort(reverse=True)
-    return [(raw, is_directory) for _, raw, is_directory in rows]
-
-
-def _fixed_directories(pattern: str) -> list[str]:
-    """The leading directories of a glob that hold no special character: nothing else needs walking."""
-    fixed: list[str] = []
-    for part in pattern.split("/")[:-1]:
-        if any(special in part for special in "*?["):
-            break
-        fixed.append(part)
-    return fixed
-
-
-def _may_hold(fixed: list[str], relative: str) -> bool:
-    return all(wanted == part for wanted, part in zip(fixed, relative.split("/"), strict=False))
-
-
-def _compile(pattern: str, ignore_case: bool) -> Any:
-    chosen = options(ignore_case=ignore_case)
-    chosen.never_nl = True
+def _wish(header: dict[str, Any]) -> _Wish:
+    pattern = text(header, "pattern", LIMITS.pattern_bytes)
+    ignore_case, multiline = flag(header, "ignore_case"), flag(header, "multiline")
     re2.purge()  # its own cache would keep 128 automata of 8 MiB
+    literal = options(ignore_case=ignore_case)
+    literal.literal = True
+    return _Wish(
+        _compile(pattern, ignore_case, multiline),
+        tuple(re2.compile(one, literal) for one in required(pattern) if one != pattern),
+        multiline,
+        integer(header, "context", 0, CONTEXT, 0),
+        integer(header, "per_file", 1, LIMITS.result_count, LIMITS.result_count),
+        integer(header, "limit", 1, LIMITS.result_count, LIMITS.result_count),
+    )
+
+
+def _compile(pattern: str, ignore_case: bool, multiline: bool) -> Any:
+    chosen = options(ignore_case=ignore_case)
+    chosen.never_nl = not multiline
     try:
         program = re2.compile(f"(?m){pattern}", chosen)
     except re2.error:
@@ -188,36 +151,124 @@ def _compile(pattern: str, ignore_case: bool) -> Any:
     return program
 
 
-def _contents(found: Found) -> bytes:
-    """The file's bytes; empty when it is passed over."""
-    try:
-        fd = os.open(found.raw, _FILE, dir_fd=found.directory)
-    except OSError:
-        return b""
-    try:
+class _Full(Exception):
+    """The answer holds what it can hold."""
+
+
+class _Search:
+    """One grep: the rows so far, and the buffer that every file is read into."""
+
+    def __init__(self, wish: _Wish) -> None:
+        self._wish = wish
+        self._used = self._count = 0
+        self.rows: list[list[str | int]] = []
+        self.limits: set[str] = set()
+        self.capped: list[str] = []
+        self.files = self.scanned = 0
+
+    def run(self, walk: Walk, wanted: Names | None) -> None:
+        """Search every file of the walk, until the answer is full."""
+        # Anonymous pages: only what files fill is ever backed. Kept warm, it saves an allocation for each file.
+        with mmap.mmap(-1, FILE_BYTES + 1) as buffer, memoryview(buffer) as view:
+            try:
+                for found in walk:
+                    self._some(found, found.names if wanted is None else wanted.among(found.below, found.names),
+                               buffer, view)  # fmt: skip
+            except _Full:
+                pass
+
+    def _some(self, found: Found, names: list[str], buffer: mmap.mmap, view: memoryview) -> None:
+        directory, wish = found.directory, self._wish
+        programs = wish.first or (wish.program,)
+        for name in names:
+            try:
+                fd = os.open(found.raw or name, FILE, dir_fd=directory)
+            except OSError:
+                continue
+            try:
+                size = self._read(fd, buffer, view)
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+            if size <= 0 or buffer.find(b"\0", 0, min(size, _BINARY_LOOK)) >= 0:
+                self.files += size == 0
+                continue
+            self.files += 1
+            self.scanned += size
+            with view[:size] as data:
+                for program in programs:
+                    if program.search(data) is not None:
+                        self._matched(found.prefix + name, bytes(data))
+                        break
+
+    def _read(self, fd: int, buffer: mmap.mmap, view: memoryview) -> int:
+        """Bytes of the file that are now in `view`; -1 when it is passed over."""
         status = os.fstat(fd)
-        check_regular(status)
-        if status.st_size > FILE_BYTES or is_foreign_link(status):
-            return b""
-        head = os.read(fd, _BINARY_LOOK)
-        if b"\0" in head:
-            return b""
-        parts = [head]
-        have = len(head)
-        while part := os.read(fd, 1 << 20):
-            parts.append(part)
-            have += len(part)
-            if have > FILE_BYTES:
-                return b""
-        return b"".join(parts)
-    except (OSError, HandsError):
-        return b""
-    finally:
-        os.close(fd)
+        if not S_ISREG(status.st_mode) or (status.st_nlink > 1 and status.st_uid != os.geteuid()):
+            return -1
+        size = status.st_size
+        if size <= FILE_BYTES:
+            have = os.readv(fd, (view,))
+            while have != size:  # it grew or shrank meanwhile, or the file system gives less than there is
+                with view[have:] as rest:
+                    more = os.readv(fd, (rest,)) if len(rest) else 0
+                if more == 0:
+                    break
+                have += more
+            if have <= FILE_BYTES:
+                return have
+        if buffer.find(b"\0", 0, os.readv(fd, (view[:_BINARY_LOOK],)) if size > FILE_BYTES else _BINARY_LOOK) < 0:
+            self.limits.add("size")
+        return -1
+
+    def _matched(self, path: str, data: bytes) -> None:
+        """A file that may have matches: its rows, or _Full."""
+        wish = self._wish
+        lines = _many_lines(wish.program, data) if wish.multiline else _lines(wish.program, data)
+        done, number, after = 0, 1, 0  # where the line after the last row starts, its number, rows still to follow
+        for count, (line, start, end) in enumerate(lines):
+            while after and done < start:
+                done, number, after = *self._row(path, data, done, number, "context"), after - 1
+            if count == wish.per_file:
+                self.limits.add("per_file")
+                self.capped.append(path)
+                return
+            if self._count == wish.limit:
+                self.limits.add("count")
+                raise _Full
+            for before in _before(data, start, done, wish.context):
+                self._row(path, data, before[0], line - before[1], "context")
+            self._row(path, data, start, line, "")
+            self._count += 1
+            done, number, after = end + 1, line + 1, wish.context
+        while after and done < len(data):
+            done, number, after = *self._row(path, data, done, number, "context"), after - 1
+
+    def _row(self, path: str, data: bytes, start: int, number: int, kind: str) -> tuple[int, int]:
+        newline = data.find(b"\n", start)
+        end = newline if newline >= 0 else len(data)
+        line = data[start : min(end, start + LIMITS.line_bytes)].rstrip(b"\r")
+        self._used += len(path) + len(line)
+        if self._used > RESULT_BYTES:
+            self.limits.add("bytes")
+            raise _Full
+        self.rows.append([path, number, shown(line), *([kind] if kind else [])])
+        return end + 1, number + 1
 
 
-def _lines(program: Any, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line) of each line that matches."""
+def _before(data: bytes, start: int, low: int, count: int) -> list[tuple[int, int]]:
+    """(start, how many lines above) of up to `count` lines above `start`, not above `low`; the first one first."""
+    found: list[tuple[int, int]] = []
+    while len(found) < count and start > low:
+        start = data.rfind(b"\n", low, start - 1) + 1 or low
+        found.append((start, len(found) + 1))
+    found.reverse()
+    return found
+
+
+def _lines(program: Any, data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(number from 1, start, end) of each line that matches."""
     at = counted = 0
     number = 1
     while at < len(data):
@@ -229,5 +280,27 @@ def _lines(program: Any, data: bytes) -> Iterator[tuple[int, bytes]]:
         end = newline if newline >= 0 else len(data)
         number += data.count(b"\n", counted, first)
         counted = first
-        yield number, data[first : min(end, first + LIMITS.line_bytes)].rstrip(b"\r")
+        yield number, first, end
         at = end + 1
+
+
+def _many_lines(program: Any, data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(number from 1, start, end) of each line that a match, which may go over several, touches."""
+    at = told = counted = same = 0
+    number = 1
+    while at < len(data):
+        match = program.search(data, at)
+        if match is None or match.start() >= len(data):
+            return
+        start, stop = match.start(), match.end()
+        first = max(data.rfind(b"\n", 0, start) + 1, told)
+        while first < max(stop, start + 1) and first < len(data):
+            newline = data.find(b"\n", first)
+            end = newline if newline >= 0 else len(data)
+            number += data.count(b"\n", counted, first)
+            counted = first
+            yield number, first, end
+            first = told = end + 1
+            same = 0
+        same += 1
+        at = max(stop, start + 1) if same < _SAME_LINE else max(told, stop, start + 1)

@@ -66,18 +66,27 @@ class Edit(Base):
 
 
 class Glob(Base):
-    """List the files under `path` whose relative name matches `pattern` (``**`` crosses directories)."""
+    """List the files under `path` whose relative name matches `pattern` (``**`` crosses directories).
+
+    `sort`: by name, or by time of change, the newest first. `gitignore`: leave out what `.gitignore` files name.
+    """
 
     capability = "glob_search"
     path_fields = ("path",)
     kind: Literal["glob"] = "glob"
     pattern: str
     path: str = "."
+    sort: Literal["name", "mtime"] = "name"
+    gitignore: bool = False
     limit: int = Field(default=LIMITS.result_count, ge=1, le=LIMITS.result_count)
 
 
 class Grep(Base):
-    """Search file contents under `path` for an RE2 `pattern`; `include` is a glob on names."""
+    """Search file contents under `path` for an RE2 `pattern`; `include` is a glob on names.
+
+    `context`: lines to show before and after each match. `multiline`: a match may go over the ends of lines (``.`` only
+    with ``(?s)``). `per_file`: most matching lines of one file.
+    """
 
     capability = "grep_search"
     path_fields = ("path",)
@@ -86,6 +95,10 @@ class Grep(Base):
     path: str = "."
     include: str = "**"
     ignore_case: bool = False
+    multiline: bool = False
+    context: int = Field(default=0, ge=0, le=20)
+    per_file: int = Field(default=LIMITS.result_count, ge=1, le=LIMITS.result_count)
+    gitignore: bool = False
     limit: int = Field(default=LIMITS.result_count, ge=1, le=LIMITS.result_count)
 
 

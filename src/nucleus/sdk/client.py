@@ -151,16 +151,40 @@ class Gate:
         """Replace `old`, which must occur exactly `count` times. Returns {replaced, bytes, diff}."""
         return self.call("edit", {"path": path, "old": old, "new": new, "count": count})
 
-    def glob(self, pattern: str, path: str = ".", limit: int | None = None) -> Result:
-        """File names. Returns {paths, truncated}."""
-        return self.call("glob", _some(pattern=pattern, path=path, limit=limit))
+    def glob(
+        self,
+        pattern: str,
+        path: str = ".",
+        limit: int | None = None,
+        *,
+        sort: str | None = None,
+        gitignore: bool | None = None,
+    ) -> Result:
+        """File names, by name or (`sort="mtime"`) the newest first. Returns {paths, truncated, limits, files}."""
+        return self.call("glob", _some(pattern=pattern, path=path, limit=limit, sort=sort, gitignore=gitignore))
 
     def grep(
-        self, pattern: str, path: str = ".", include: str = "**", ignore_case: bool = False, limit: int | None = None
+        self,
+        pattern: str,
+        path: str = ".",
+        include: str = "**",
+        ignore_case: bool = False,
+        limit: int | None = None,
+        *,
+        context: int | None = None,
+        multiline: bool | None = None,
+        per_file: int | None = None,
+        gitignore: bool | None = None,
     ) -> Result:
-        """Search contents for an RE2 pattern. Returns {matches: [{path, line, text}], truncated}."""
+        """Search contents for an RE2 pattern.
+
+        Returns:
+            {matches: [{path, line, text}], truncated, limits, files, bytes}; a line that is shown only because it is
+            near a match (`context` lines on each side) has ``context: True``, too.
+        """
         fields = _some(pattern=pattern, path=path, include=include, ignore_case=ignore_case, limit=limit)
-        return self.call("grep", fields)
+        more = _some(context=context, multiline=multiline, per_file=per_file, gitignore=gitignore)
+        return self.call("grep", {**fields, **more})
 
     def run(self, argv: Sequence[str], cwd: str = ".", stdin: str = "", timeout_ms: int = RUN_TIMEOUT_MS) -> Result:
         """Run a command, no shell. Returns {exit_code, signal, timed_out, stdout, stderr, encoding, …}."""

@@ -331,14 +331,31 @@ def _texts(name: str, result: Message) -> list[str]:
         return _lines([str(path) for path in result.get("paths", [])], result)
     if name == "grep":
         matches = [match for match in result.get("matches", []) if isinstance(match, dict)]
-        return _lines([f"{m.get('path')}:{m.get('line')}:{m.get('text')}" for m in matches], result)
+        return _lines(_grep_lines(matches), result)
     if name in ("git_status", "git_diff"):
         return [str(result.get("text", "")), *(["[truncated]"] if result.get("truncated") else [])]
     return [json.dumps(result, ensure_ascii=False)]
 
 
 def _lines(lines: list[str], result: Message) -> list[str]:
-    return ["\n".join(lines) if lines else "[no match]", *(["[truncated]"] if result.get("truncated") else [])]
+    why = result.get("limits")
+    told = f": {', '.join(str(word) for word in why)}" if isinstance(why, list) and why else ""
+    return ["\n".join(lines) if lines else "[no match]", *([f"[truncated{told}]"] if result.get("truncated") else [])]
+
+
+def _grep_lines(matches: list[Message]) -> list[str]:
+    """As grep writes them: ``path:line:text``, ``path-line-text`` for context, ``--`` where lines are left out."""
+    lines: list[str] = []
+    groups = any(match.get("context") for match in matches)
+    last: tuple[object, object] | None = None
+    for match in matches:
+        path, line = match.get("path"), match.get("line")
+        if groups and last is not None and last != (path, line):
+            lines.append("--")
+        mark = "-" if match.get("context") else ":"
+        lines.append(f"{path}{mark}{line}{mark}{match.get('text')}")
+        last = path, line + 1 if isinstance(line, int) else line
+    return lines
 
 
 def _run_texts(result: Message) -> list[str]:

@@ -24,6 +24,8 @@ from nucleus.server.channel import Channel
 # hands' own deadline comes first; ours is the one that counts when hands does not answer.
 _PATIENCE_NS = LIMITS.grace_ns
 
+SEARCH_LIMITS = ("count", "bytes", "per_file", "depth", "size", "gitignore")
+_KINDS: tuple[list[str], ...] = ([], ["context"])
 _HEX = frozenset("0123456789abcdef")
 PLAIN = {
     "not_found": "no such file or directory",
@@ -93,7 +95,7 @@ class Executor:
         if not isinstance(ok, dict):
             raise SandboxError("hands broke the protocol", rule="hands.protocol")
         result = self._result(operation, ok, frame.body)
-        meter.matches += len(result.get("paths", ())) + len(result.get("matches", ()))
+        meter.matches += len(result.get("paths", ())) + sum("context" not in row for row in result.get("matches", ()))
         return Outcome(result)
 
     async def plan(self, remote: str, ref: str, delete: bool) -> dict[str, Any]:
@@ -162,7 +164,7 @@ class Executor:
         if isinstance(operation, Glob):
             return self._paths(ok, operation.limit)
         if isinstance(operation, Grep):
-            return self._matches(ok, operation.limit)
+            return self._matches(ok, operation)
         if isinstance(operation, Run):
             return _run_result(ok, body)
         if (kind := getattr(operation, "kind", "")) in ("git_status", "git_diff"):
@@ -181,26 +183,42 @@ class Executor:
         return {
             "paths": shown,
             "truncated": bool(ok.get("truncated")) or len(names) > limit,
+            "limits": _limits(ok),
+            "files": _int({"files": 0, **ok}, "files"),
             "withheld": len(names[:limit]) - len(shown),
         }
 
-    def _matches(self, ok: dict[str, Any], limit: int) -> dict[str, Any]:
+    def _matches(self, ok: dict[str, Any], operation: Grep) -> dict[str, Any]:
         shown: list[dict[str, Any]] = []
         withheld = 0
         rows = _list(ok, "matches")
         verdicts: dict[str, bool] = {}
-        for row in rows[:limit]:
+        most = operation.limit * (1 + 2 * operation.context)
+        for row in rows[:most]:
             match row:
-                case [str(path), int(line), str(text)] if len(path) <= LIMITS.path_bytes:
+                case [str(path), int(line), str(text), *kind] if len(path) <= LIMITS.path_bytes and kind in _KINDS:
                     if path not in verdicts:
                         verdicts[path] = self._visible(path)
                     if verdicts[path]:
-                        shown.append({"path": path, "line": line, "text": text[: LIMITS.line_bytes]})
+                        found = {"path": path, "line": line, "text": text[: LIMITS.line_bytes]}
+                        shown.append(found | {"context": True} if kind else found)
                     else:
                         withheld += 1
                 case _:
                     raise SandboxError("hands broke the protocol", rule="hands.protocol")
-        return {"matches": shown, "truncated": bool(ok.get("truncated")) or len(rows) > limit, "withheld": withheld}
+        # That a file has more than `per_file` matches tells what is in it: only of files that are shown.
+        capped = [path for path in _list({"capped": [], **ok}, "capped")[: operation.limit] if isinstance(path, str)]
+        limits = _limits(ok)
+        if "per_file" in limits and not any(len(path) <= LIMITS.path_bytes and self._visible(path) for path in capped):
+            limits.remove("per_file")
+        return {
+            "matches": shown,
+            "truncated": (bool(limits) if "limits" in ok else bool(ok.get("truncated"))) or len(rows) > most,
+            "limits": limits,
+            "files": _int({"files": 0, **ok}, "files"),
+            "bytes": _int({"scanned_bytes": 0, **ok}, "scanned_bytes"),
+            "withheld": withheld,
+        }
 
 
 def _is_oid(text: str) -> bool:
@@ -220,9 +238,9 @@ def _request(operation: Base, hidden: dict[str, Any]) -> tuple[dict[str, Any], b
         body = header.pop("stdin").encode("utf-8")
         header["output_bytes"] = LIMITS.output_bytes
     elif isinstance(operation, Glob):
-        header.update(hidden)
+        header.update(hidden, details=True)
     elif isinstance(operation, Grep):
-        header.update(hidden, timeout_ms=LIMITS.search_timeout_ms)
+        header.update(hidden, details=True, timeout_ms=LIMITS.search_timeout_ms)
     elif header["op"] in ("git_status", "git_diff", "git_commit"):
         header.update(hidden)
     return header, body
@@ -311,6 +329,12 @@ def _str(ok: dict[str, Any], name: str, limit: int) -> str:
     if not isinstance(value, str):
         raise SandboxError("hands broke the protocol", rule="hands.protocol")
     return value[:limit]
+
+
+def _limits(ok: dict[str, Any]) -> list[str]:
+    """Why a search told less than there is: words of ours only."""
+    told = _list({"limits": [], **ok}, "limits")
+    return [word for word in SEARCH_LIMITS if word in told]
 
 
 def _list(ok: dict[str, Any], name: str) -> list[Any]:
