@@ -19,10 +19,17 @@ from collections.abc import Callable
 SIZE = 2_000
 PROSE = "The run was refused because the policy does not allow writes to this file; ask a person, or write elsewhere. "
 LOG = "".join(  # each line its own, so that nothing is remembered from the last
-    f"/usr/include/c++/12/bits/stl_{n}.h:{n}23:7: error: no matching function for call to 'f{n}(int)'\n"
-    f"  {n} |     in file included from src/lib/parse_{n}.cc:7, /home/ann/w/build/deps/x{n}.h:12\n"
-    f"cc -I/usr/lib/gcc/include{n} -L/opt/x/lib -o /workspace/build/a{n}.o /workspace/src/a{n}.c\n"
+    f"In file included from /usr/include/c++/12/vec{n}:64,\n                 from /home/ann/w/deps/x{n}.h:{n}:\n"
+    f"/workspace/src/lib/parse{n}.cc: In member function 'int parser{n}::step(std::string_view)':\n"
+    f"/workspace/src/lib/parse{n}.cc:{n}:7: error: no matching function for call to 'f{n}(int)'\n"
+    f'   {n} |     return f{n}(3) + step(rest, "{n}");\n      |            ^~~~\n'
+    f"/usr/include/c++/12/vec{n}:{n}:5: note:   candidate expects 0 arguments, 1 provided\n"
+    f"make: *** [Makefile:{n}: build/parse{n}.o] Error 1\n"
     for n in range(10, 20)
+)
+DENSE = "".join(
+    f"cc -I/usr/lib/gcc/include{n} -L/opt/x/lib -o /workspace/build/a{n}.o /workspace/src/a{n}.c src/lib/parse{n}.cc\n"
+    for n in range(10, 30)
 )
 TRACE = (
     "Traceback (most recent call last):\n"
@@ -36,7 +43,8 @@ KEYS = "token=abcdefgh12345678 https://u:pw@h.internal/x 'path /etc/a' "
 def texts() -> dict[str, str]:
     filled = {
         "clean prose": PROSE,
-        "path-dense compiler log": LOG,
+        "compiler log": LOG,
+        "only paths": DENSE,
         "Python stack trace": TRACE,
         "secrets everywhere": KEYS,
     }
@@ -63,10 +71,11 @@ def per_kb(call: Callable[[str], object], text: str, loops: int = 20) -> float:
 def start_up(statement: str, runs: int) -> float:
     """Milliseconds that `statement` adds to a new interpreter, median, by its own clock."""
     program = f"import time; a = time.perf_counter(); {statement}; print((time.perf_counter() - a) * 1e3)"
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(runs)
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=own) for _ in range(runs)
     ]
-    return statistics.median(float(line) for line in done)
+    return statistics.median(float(one.stdout) for one in done)
 
 
 def main() -> None:
@@ -91,7 +100,7 @@ def main() -> None:
     for name, statement in {
         "import re": "import re",
         "nucleus.sanitize after re": "import re; a = time.perf_counter(); import nucleus.sanitize",
-        "first call (log)": f"import nucleus.sanitize as s; a = time.perf_counter(); s.sanitize({kinds['path-dense compiler log']!r})",
+        "first call (log)": f"import nucleus.sanitize as s; a = time.perf_counter(); s.sanitize({kinds['compiler log']!r})",
         "re2 after re": "import re; a = time.perf_counter(); import re2",
     }.items():
         print(f"{name:28}{start_up(statement, min(runs, 15)):9.2f}")
@@ -104,7 +113,7 @@ def main() -> None:
 
     one = paths.PATH.pattern
     engines = {"re": re.compile(one), "re2": re2.compile(one)}
-    log = kinds["path-dense compiler log"]
+    log = kinds["compiler log"]
     print(f"\n{'one replacement, us/KB':28}{'min':>9}{'median':>9}")
     results = {name: [per_kb(lambda t, e=e: e.sub("x", t), log) for _ in range(runs)] for name, e in engines.items()}
     for name, values in results.items():

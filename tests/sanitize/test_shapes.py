@@ -342,7 +342,7 @@ PATTERNS = {
             [value]
             if isinstance(value, Pattern)
             else list(value.values())
-            if isinstance(value, dict) and name.isupper()
+            if name in ("QUOTED", "ESCAPED") and isinstance(value, dict)
             else [p for _, p in value]
             if name == "V4"
             else []

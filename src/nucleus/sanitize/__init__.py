@@ -21,7 +21,7 @@ from collections.abc import Callable
 from nucleus.sanitize import hosts, secrets
 from nucleus.sanitize.characters import printable
 from nucleus.sanitize.paths import map_paths
-from nucleus.sanitize.traces import collapse, hinted
+from nucleus.sanitize.traces import collapse
 
 __all__ = ["LIMIT", "redact", "sanitize", "sanitize_paths"]
 
@@ -42,10 +42,11 @@ def sanitize(text: str, sandbox_roots: tuple[str, ...] = ("/workspace",), own_ho
     roots = _ordered(sandbox_roots)
 
     def once(value: str) -> tuple[str, bool]:
-        replaced, found = _replaced(collapse(value), True, own_hosts)
-        mapped, more = map_paths(replaced, roots)
+        collapsed, traced = collapse(value)
+        replaced, found = _replaced(collapsed, True, own_hosts)
+        mapped, moved = map_paths(replaced, roots)
         shown = printable(mapped)
-        more = more or found or shown is not mapped or len(shown) > LIMIT or hinted(value)
+        more = traced or found or moved or shown is not mapped or len(shown) > LIMIT
         return _cut(shown), more
 
     if len(text) > _INPUT:

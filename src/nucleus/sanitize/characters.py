@@ -15,6 +15,7 @@ ANSI = Pattern(r"(?:\x1b|\\{1,4}(?:u001b|x1b|033|e))\[[0-9;?]{0,16}[A-Za-z]$")
 ESCAPE = Pattern(r"\\{1,4}(?:[abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3})$")
 # Default-ignorable code points that `str.isprintable` lets pass: they take no room on a screen (Unicode 15.1,
 # DerivedCoreProperties, Default_Ignorable_Code_Point; the format characters among them are not printable anyway).
+_ASCII = {c: f"\\u{c:04x}" for c in (*range(9), *range(11, 32), 127)}
 _PLAIN = bytes(range(32, 127)) + b"\n\t"
 _UNSEEN = ("\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u180b", "\u180c", "\u180d", "\u180f", "\u3164", "\uffa0")
 
@@ -24,6 +25,7 @@ def printable(text: str) -> str:
     if text.isascii():
         if text.isprintable() or not text.encode().translate(None, _PLAIN):
             return text
+        return text.translate(_ASCII)
     elif all(map(_seen, set(text))):
         return text
     return "".join([c if _seen(c) else _escaped(c) for c in text])

@@ -45,14 +45,15 @@ TAG = Pattern(r"/[A-Za-z][A-Za-z0-9:\-]{0,40}$")
 FLAG = Pattern(r"-(?:[A-Za-z]|isystem|iquote|idirafter|isysroot|include|imacros|B|rpath)$")
 # The plainest paths: nothing strange before (a look back of two), nothing joined to their end.
 _ALONE = r"/(?!/)(?:(?<![^ \n\t\"'`(=:,;]/)|(?<=[ \n\t\"']-[A-Za-z]/))"
-_OVER = r"(?=(?:[.,;:]|:\d{1,9}(?::\d{1,9})?:?)?(?:[ \n\t\"'`)]|$))"
+_OVER = r"(?=(?:[.,;:]|:\d{1,9}(?::\d{1,9})?[.,;:]?)?(?:[ \n\t\"'`)]|$))"
 # What the plain patterns may have left: a slash behind anything but a letter or a label, or behind an option's.
 LEFT = Pattern(
-    r"/(?:(?<![A-Za-z0-9_.\]/]/)(?<![a-z]:/(?=/))|(?<=[A-Za-z0-9_)\]]\./)|(?<=\]/)(?<!sandbox\]/)(?<!home\]/)"
-    r"|(?<=-[A-Za-z]/)|(?<=isystem/)|(?<=iquote/)|(?<=after/)|(?<=sysroot/)|(?<=include/)|(?<=imacros/)|(?<=rpath/))"
+    r"/(?:(?<![A-Za-z0-9_]/)(?:(?<![.\]/]/)(?<![a-z]:/(?=/))|(?<=[A-Za-z0-9_)\]]\./)|(?<=\]/)(?<!sandbox\]/)(?<!home\]/))"
+    r"|(?<=-[A-Za-z]/)|(?<=-include/))"
 )
-_MARKS = ("~", "%", "\\", "&", "\x1b")
-BROKEN = Pattern(r"/[^\s/]*\n[^\s\[\](){}<>|\\\"'`:,;]")
+_MARKS = ("%", "\\", "&", "\x1b", "isystem/", "iquote/", "dirafter/", "sysroot/", "imacros/", "rpath/")
+TILDE = Pattern(r"~[A-Za-z0-9_.\-]{0,32}/")
+BROKEN = Pattern(r"/[^\s/]*\n[^\s\[\](){}<>|\\\"'`:,;/]")
 BLANKS = Pattern(r"[\"'`]~?/[^\"'`\n ]* |\\[\"'`]")
 ROOTS = frozenset(
     ("bin", "boot", "dev", "etc", "home", "lib", "lib64", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv",
@@ -80,15 +81,23 @@ def map_paths(text: str, roots: tuple[str, ...]) -> tuple[str, bool]:
     changed = text is not before and text != before
     if "/.." not in text and "/./" not in text and text.count("//") == text.count("://"):
         in_roots, in_homes, elsewhere = _plain_paths(roots)
+        text = elsewhere.sub("[path]", text)
         if "/var/" in text or any(root in text for root in roots):
             text = in_roots.sub("[sandbox]", text)
         if "/home/" in text or "/root/" in text:
             text = in_homes.sub("[home]", text)
-        text = elsewhere.sub("[path]", text)
-    if any(mark in text for mark in _MARKS) or LEFT.search(text):
-        after = PATH.sub(lambda match: _found(match, roots), text)
-        return after, changed or after != text
-    return text, changed
+    # What is left, by lines: none of what follows reaches over a line's end.
+    if not _more(text):
+        return text, changed
+    lines = text.split("\n")
+    after = "\n".join([PATH.sub(lambda match: _found(match, roots), line) if _more(line) else line for line in lines])
+    return after, changed or after != text
+
+
+def _more(text: str) -> bool:
+    if LEFT.search(text) is not None or any(mark in text for mark in _MARKS):
+        return True
+    return "~" in text and TILDE.search(text) is not None
 
 
 @lru_cache(maxsize=32)
@@ -211,7 +220,7 @@ def _pieces(run: str, roots: tuple[str, ...], *, whole: bool = True) -> str:
 
 
 def _piece(piece: str, roots: tuple[str, ...], *, whole: bool) -> str:
-    if not whole or piece[:1] not in ("/", "~"):
+    if not whole or piece[:1] not in ("/", "~") or "/" not in piece:
         return piece
     bare = _bare(piece)
     tail = piece[len(bare) :]

@@ -148,7 +148,7 @@ def _after(low: str, at: int, end: int, how: str) -> int | None:
     inside = low[at - 1 : at].isalpha() and not after_escape(low, at)
     if how == "word" and (inside or low[end : end + 1].isalpha()):
         return None
-    separator = SEPARATOR.match(low, end) or (OPTION.match(low, end) if low.startswith("-", _word(low, at)) else None)
+    separator = SEPARATOR.match(low, end) or (OPTION.match(low, end) if _option(low, at) else None)
     if separator is None or low.startswith("unexpected ", max(at - 11, 0)):
         return None
     tail = separator.group()
@@ -159,6 +159,11 @@ def _after(low: str, at: int, end: int, how: str) -> int | None:
     if tail[:1].isalpha() and not plural and not tail.startswith(_SUFFIXES):
         return None
     return separator.end()
+
+
+def _option(low: str, at: int) -> bool:
+    before = low[_word(low, at) : at]
+    return before.startswith("-") or "--" in before
 
 
 def _word(low: str, at: int) -> int:

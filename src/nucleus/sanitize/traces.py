@@ -15,7 +15,7 @@ from nucleus.sanitize.patterns import Pattern
 
 MARK = "[stack trace]"
 _PYTHON = "Traceback (most recent call last)"
-_HINTS = ("\tat ", "   at ", "goroutine ", "backtrace:", "#0 ", "#1 ", "\tfrom ", "   from ")
+_HINTS = ("\tat ", "   at ", "goroutine ", "backtrace:", "#0 ", "#1 ", ":in `", ":in '")
 # One line each, anchored at its start, no class meeting its neighbour: linear.
 FRAME = Pattern(
     r"\s{1,16}at (?:async |new )?[^\s(:][^\n]{0,400}(?:\)|:\d{1,7}|:line \d{1,7})$"  # Java, Node, .NET, Rust
@@ -34,18 +34,14 @@ CHAIN = (
 )
 
 
-def hinted(text: str) -> bool:
-    """Whether `text` could hold a trace."""
-    return _PYTHON in text or ("\n" in text and any(hint in text for hint in _HINTS))
-
-
-def collapse(text: str) -> str:
-    """`text` with every stack trace as ``[stack trace]`` and one line."""
-    if not hinted(text):
-        return text
-    if _PYTHON in text:
-        text = _python(text, "\\n" if f"{_PYTHON}:\\n" in text else "\n")
-    return _others(text)
+def collapse(text: str) -> tuple[str, bool]:
+    """`text` with every stack trace as ``[stack trace]`` and one line; whether another round could find more."""
+    python = _PYTHON in text
+    if not python and ("\n" not in text or not any(hint in text for hint in _HINTS)):
+        return text, False
+    after = _others(_python(text, "\\n" if f"{_PYTHON}:\\n" in text else "\n") if python else text)
+    # A line that was too long for a frame may be one when its path has been mapped.
+    return after, python or after != text or len(max(text.split("\n"), key=len)) > 300
 
 
 def _python(text: str, newline: str) -> str:
