@@ -58,7 +58,8 @@ def texts() -> dict[str, str]:
         + "a" * 20,
         "hostile: control": "\x1b",
     }
-    return {name: (unit * (SIZE // len(unit) + 1))[:SIZE] for name, unit in {**filled, **worst}.items()}
+    whole = {name: (unit * (SIZE // len(unit) + 1))[:SIZE] for name, unit in {**filled, **worst}.items()}
+    return {name: text[: text.rfind("\n") + 1] or text for name, text in whole.items()}
 
 
 def per_kb(call: Callable[[str], object], text: str, loops: int = 20) -> float:

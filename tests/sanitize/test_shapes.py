@@ -182,7 +182,7 @@ def test_each_shape_is_redacted(name: str) -> None:
 
 def test_what_is_no_secret_stays() -> None:
     text = (
-        "max_tokens: 4096, unexpected token: foo, KeyError: 'x', tokenizer = fast, secretary: Ann, "
+        "max_tokens: 4096, token: expired, credential: github, unexpected token: foo, KeyError: 'x', tokenizer = fast, secretary: Ann, "
         "keyboard=us, a sk-learn-like-name-of-a-package, commit 0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c, "
         "cat: a/secrets/token: No such file, ssh://git@github.com/o/r.git"
     )

@@ -51,7 +51,8 @@ LEFT = Pattern(
     r"/(?:(?<![A-Za-z0-9_]/)(?:(?<![.\]/]/)(?<![a-z]:/(?=/))|(?<=[A-Za-z0-9_)\]]\./)|(?<=\]/)(?<!sandbox\]/)(?<!home\]/))"
     r"|(?<=-[A-Za-z]/)|(?<=-include/))"
 )
-_MARKS = ("%", "\\", "&", "\x1b", "isystem/", "iquote/", "dirafter/", "sysroot/", "imacros/", "rpath/")
+_MARKS = ("%", "\\", "&", "\x1b")
+_FLAGS = ("isystem/", "iquote/", "dirafter/", "sysroot/", "imacros/", "rpath/")
 TILDE = Pattern(r"~[A-Za-z0-9_.\-]{0,32}/")
 BROKEN = Pattern(r"/[^\s/]*\n[^\s\[\](){}<>|\\\"'`:,;/]")
 BLANKS = Pattern(r"[\"'`]~?/[^\"'`\n ]* |\\[\"'`]")
@@ -96,6 +97,8 @@ def map_paths(text: str, roots: tuple[str, ...]) -> tuple[str, bool]:
 
 def _more(text: str) -> bool:
     if LEFT.search(text) is not None or any(mark in text for mark in _MARKS):
+        return True
+    if ("-i" in text or "-sysroot/" in text or "-rpath/" in text) and any(flag in text for flag in _FLAGS):
         return True
     return "~" in text and TILDE.search(text) is not None
 

@@ -128,7 +128,7 @@ def _named(text: str, low: str, found: list[Span]) -> None:
             if start is not None:
                 begin, done = _value(text, low, at, start, how)
                 value = text[begin:done].strip()
-                if value and not text.startswith(REDACTED, begin) and not (name == "token" and value.isdigit()):
+                if value and not text.startswith(REDACTED, begin) and not _plain_word(name, value):
                     found.append((begin, done, REDACTED))
             at = low.find(name, max(end, done))
     for pattern, hint in ((NETRC, "login "), (USER, "-u")):
@@ -137,6 +137,13 @@ def _named(text: str, low: str, found: list[Span]) -> None:
                 begin, end = _value(text, low, match.start(), match.end(), "name")
                 if not text.startswith(REDACTED, begin):
                     found.append((begin, end, REDACTED))
+
+
+def _plain_word(name: str, value: str) -> bool:
+    """`tokens: 4096`, `token: expired`, `credential: github` are said of secrets, and are none."""
+    return name in ("token", "credential") and (
+        value.isdigit() or (len(value) <= 12 and value.isascii() and value.isalpha() and value.islower())
+    )
 
 
 def _after(low: str, at: int, end: int, how: str) -> int | None:
