@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-agentdojo prove clean
+.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-agentdojo bench-search prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent
 
 docs: setup ## what the documentation takes from the code: README's limits, the policy's schema
 	@$(BIN)/python docs/generate.py
+
+bench-search: setup ## glob and grep against ripgrep and a plain scandir walk, on a synthetic tree of 63 MB
+	@$(BIN)/python -m bench.search
 
 prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
 	@$(BIN)/python -m proofs

@@ -9,11 +9,11 @@ FILES = 3_580
 BYTES = 63_000_000
 NEEDLE = "needle_in_the_hay"
 NEEDLES = 24  # files that hold it, once each
-_WORDS = (
-    "self value return import config request result handler buffer length offset stream reader writer parse encode "
-    "decode policy session window context update create remove insert lookup header payload socket channel worker "
-    "thread process signal memory pointer vector matrix column record journal commit branch remote origin target"
-).split()
+_WORDS = """
+self value return import config request result handler buffer length offset stream reader writer parse encode decode
+policy session window context update create remove insert lookup header payload socket channel worker thread process
+signal memory pointer vector matrix column record journal commit branch remote origin target
+""".split()  # noqa: SIM905
 
 
 def build(root: Path, files: int = FILES, size: int = BYTES, seed: int = 7) -> None:

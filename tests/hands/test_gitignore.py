@@ -78,6 +78,12 @@ def test_a_start_below_keeps_to_what_is_above(gate: Gate, root: Path) -> None:
     assert len(tell(gate, gitignore=False)) == 7
 
 
+def test_a_star_is_never_an_empty_name(gate: Gate, root: Path) -> None:
+    make(root, "foo/keep/x", "foo/other")
+    (root / ".gitignore").write_text("foo/*\n!keep\n")
+    assert tell(gate) == [".gitignore", "foo/keep/x"]
+
+
 def test_a_gitignore_that_the_policy_hides_says_nothing(gate: Gate, root: Path) -> None:
     make(root, "src/a", "src/b", "src/sub/a")
     for name in (".gitignore", "src/.gitignore"):

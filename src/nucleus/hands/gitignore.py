@@ -131,14 +131,15 @@ def _translate(text: str) -> str | None:
             end = at
             while end < size and text[end] == "*":
                 end += 1
-            whole = end - at == 2 and (at == 0 or text[at - 1] == "/") and (end == size or text[end] == "/")
+            alone = (at == 0 or text[at - 1] == "/") and (end == size or text[end] == "/")
+            whole = alone and end - at == 2
             if whole and end < size:
                 out.append("(?:[^/\\x00]+/)*")
                 end += 1
             elif whole:
                 out.append("[^\\x00]+")
             else:
-                out.append("[^/\\x00]*")
+                out.append("[^/\\x00]+" if alone else "[^/\\x00]*")  # no name is empty: "d/*" is not "d/"
             at = end
         elif character == "?":
             out.append("[^/\\x00]")

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 BRANCHES = 4  # each is one more pass
 _SHORTEST = 3
+_COMMON = " etaonirslcdpmufhg.,_()bvy=xw"  # of source text and prose, the most common first
+_ENDS = 1_024  # pairs that are weighed
+_TELLING = 8  # characters that are kept: a shorter text is in too many files
 _LEVELS = 3  # of groups that are looked into
 _SPECIAL = frozenset("\\^$.|?*+()[]{}")
 
@@ -20,7 +23,23 @@ def required(pattern: str) -> tuple[str, ...]:
     if "(?" in pattern.replace("(?:", "") or "\\Q" in pattern or "\\(?" in pattern:
         return ()
     found = _alternatives(pattern.replace("(?:", "("), 0)
-    return found if found is not None and len(found) <= BRANCHES and _shortest(found) >= _SHORTEST else ()
+    if found is None or len(found) > BRANCHES or _shortest(found) < _SHORTEST:
+        return ()
+    return tuple(_rare(text) for text in found)
+
+
+def _rare(text: str) -> str:
+    """The part of `text` whose two ends are rarest: RE2 looks for these first, many bytes at a time."""
+    size = len(text)
+    least = max(min(size, _TELLING), size * 2 // 3)
+    ends = [(first, last) for first in range(size) for last in range(first + least - 1, size)][:_ENDS]
+    first, last = max(ends, key=lambda end: (_rarity(text[end[0]]) + _rarity(text[end[1]]), end[1] - end[0]))
+    return text[first : last + 1]
+
+
+def _rarity(character: str) -> int:
+    at = _COMMON.find(character)
+    return at if at >= 0 else len(_COMMON)
 
 
 def _shortest(texts: tuple[str, ...]) -> int:

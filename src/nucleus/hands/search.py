@@ -23,7 +23,7 @@ import re2
 from nucleus.hands.globs import Names, options
 from nucleus.hands.literals import required
 from nucleus.hands.protocol import HandsError, allows, excludes, flag, integer, path, text, wrong
-from nucleus.hands.root import Root
+from nucleus.hands.root import Root, is_foreign_link
 from nucleus.hands.walk import FILE, Found, Walk
 from nucleus.hands.walk import shown as shown  # git's answers name files, too
 from nucleus.limits import LIMITS
@@ -131,7 +131,7 @@ def _wish(header: dict[str, Any]) -> _Wish:
     literal.literal = True
     return _Wish(
         _compile(pattern, ignore_case, multiline),
-        tuple(re2.compile(one, literal) for one in required(pattern) if one != pattern),
+        tuple(re2.compile(one, literal) for one in required(pattern)),
         multiline,
         integer(header, "context", 0, CONTEXT, 0),
         integer(header, "per_file", 1, LIMITS.result_count, LIMITS.result_count),
@@ -168,57 +168,55 @@ class _Search:
 
     def run(self, walk: Walk, wanted: Names | None) -> None:
         """Search every file of the walk, until the answer is full."""
-        # Anonymous pages: only what files fill is ever backed. Kept warm, it saves an allocation for each file.
-        with mmap.mmap(-1, FILE_BYTES + 1) as buffer, memoryview(buffer) as view:
-            try:
-                for found in walk:
-                    self._some(found, found.names if wanted is None else wanted.among(found.below, found.names),
-                               buffer, view)  # fmt: skip
-            except _Full:
-                pass
+        # Anonymous pages: only what files fill is ever backed. One buffer for all saves an allocation for each file.
+        buffer = mmap.mmap(-1, FILE_BYTES + 1)
+        view = memoryview(buffer)
+        try:
+            for found in walk:
+                names = found.names if wanted is None else wanted.among(found.below, found.names)
+                self._some(found, names, buffer, view)
+        except _Full:
+            pass
 
     def _some(self, found: Found, names: list[str], buffer: mmap.mmap, view: memoryview) -> None:
-        directory, wish = found.directory, self._wish
-        programs = wish.first or (wish.program,)
+        """Search the files `names` of one directory. Little is done here, for it is done for every file."""
+        openat, fstat, readv, close, directory = os.open, os.fstat, os.readv, os.close, found.directory
+        programs, target = self._wish.first or (self._wish.program,), (view,)
         for name in names:
             try:
-                fd = os.open(found.raw or name, FILE, dir_fd=directory)
+                fd = openat(found.raw or name, FILE, dir_fd=directory)
             except OSError:
                 continue
             try:
-                size = self._read(fd, buffer, view)
+                status = fstat(fd)
+                size = status.st_size
+                if not S_ISREG(status.st_mode) or (status.st_nlink > 1 and is_foreign_link(status)):
+                    continue
+                have = readv(fd, target) if size <= FILE_BYTES else FILE_BYTES + 1
+                if have != size:
+                    have = self._odd(fd, buffer, view, have)
             except OSError:
                 continue
             finally:
-                os.close(fd)
-            if size <= 0 or buffer.find(b"\0", 0, min(size, _BINARY_LOOK)) >= 0:
-                self.files += size == 0
+                close(fd)
+            if have < 0 or buffer.find(b"\0", 0, min(have, _BINARY_LOOK)) >= 0:
                 continue
             self.files += 1
-            self.scanned += size
-            with view[:size] as data:
-                for program in programs:
-                    if program.search(data) is not None:
-                        self._matched(found.prefix + name, bytes(data))
-                        break
-
-    def _read(self, fd: int, buffer: mmap.mmap, view: memoryview) -> int:
-        """Bytes of the file that are now in `view`; -1 when it is passed over."""
-        status = os.fstat(fd)
-        if not S_ISREG(status.st_mode) or (status.st_nlink > 1 and status.st_uid != os.geteuid()):
-            return -1
-        size = status.st_size
-        if size <= FILE_BYTES:
-            have = os.readv(fd, (view,))
-            while have != size:  # it grew or shrank meanwhile, or the file system gives less than there is
-                with view[have:] as rest:
-                    more = os.readv(fd, (rest,)) if len(rest) else 0
-                if more == 0:
+            self.scanned += have
+            data = view[:have]
+            for program in programs:
+                if program.search(data) is not None:
+                    self._matched(found.prefix + name, bytes(data))
                     break
-                have += more
-            if have <= FILE_BYTES:
-                return have
-        if buffer.find(b"\0", 0, os.readv(fd, (view[:_BINARY_LOOK],)) if size > FILE_BYTES else _BINARY_LOOK) < 0:
+
+    def _odd(self, fd: int, buffer: mmap.mmap, view: memoryview, have: int) -> int:
+        """Bytes that are in `view` of a file that is too large, changes or is given in parts; -1 to pass it over."""
+        while have < len(view) and (more := os.readv(fd, (view[have:],))):
+            have += more
+        if have <= FILE_BYTES:
+            return have
+        looked = os.preadv(fd, (view[:_BINARY_LOOK],), 0)
+        if buffer.find(b"\0", 0, looked) < 0:
             self.limits.add("size")
         return -1
 
