@@ -49,7 +49,8 @@ PATHS = [
     ("打开/etc/passwd失败", "打开[path]"),
     ("first\\n/etc/passwd", "first\\n[path]"),
     ("/workspace/a\\n/etc/shadow", "[sandbox]/a\\n[path]"),
-    ("\x1b[31m/etc/passwd\x1b[0m", "\x1b[31m[path]\x1b[0m"),
+    ("\x1b[31m/etc/passwd\x1b[0m", "\x1b[31m[path]"),
+    ("/etc/\x1b[1mpass\x1b[0mwd x", "[path] x"),
     ("\\u001b[1m/etc/passwd", "\\u001b[1m[path]"),
     ("/var/sand\nbox/abc/x", "[sandbox]/x"),
     ("/home/user/.con\nfig/cred", "[home]/.config/cred"),
@@ -304,7 +305,7 @@ def test_idempotent_at_the_cut(length: int) -> None:
         assert len(shown) <= LIMIT
 
 
-AROUND = st.sampled_from(["", " ", "\n", "\t", "'", '"', "`", "(", ")", "[", "]", "{", "}", "<", ">", "=", ":", ",", ";", "|", "&", "!", "?", "«", "»", "→", "…", "\u200b", "\x1b[1m"])  # fmt: skip
+AROUND = st.sampled_from(["", "打", " ", "\n", "\t", "'", '"', "`", "(", ")", "[", "]", "{", "}", "<", ">", "=", ":", ",", ";", "|", "&", "!", "?", "«", "»", "→", "…", "\u200b", "\x1b[1m"])  # fmt: skip
 PROSE = st.text(alphabet="abcdefgh XYZ.,:;'\"()[]{}<>=-_%\\\n\té打~@#*", max_size=40)
 
 
@@ -369,7 +370,7 @@ HOSTILE = [
     "Q~", ":AA", "1.", "10.", "10.1.", "172.16.", "::", "fe80:", "a.internal", ".internal", "a.internal.", "Traceback (most recent call last):\n",
     "Traceback (most recent call last):\n  x\n", "Traceback (most recent call last):\n  x\nE: y\n\n" + traces.CHAIN[0] + "\n\n", "\tat a.b(c:1)\n",
     "x\n\tat a.b(c:1)\n", "Caused by: x\n\tat a.b(c:1)\n", "goroutine 1 [x]:\n", "\n", "/a/\nb", "/a\nb/c\n", "\u202e", "\x1b[0m", "\x1b[", "a", "A", "é",
-    "&#47;", "bearer ", "login a password ", "-u a:", "0f" * 32, "0f" * 32 + ".", "MII" + "aaaIBAD", "file://", "\\n/", "*", "x/", "x=/",
+    "&#47;", "bearer ", "login a password ", "-u a:", "0f" * 32, "0f" * 32 + ".", "MII" + "aaaIBAD", "file://", "\\n/", "*", "x/", "x=/", "a:b@tcp(", "aaa@tcp(", "/\\x1b[0m", "-u a", "\\\\n", "打sk-",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Promises, for `sanitize`, `redact` and `sanitize_paths` alike: applied twice it 
 repeated until the text rests; one that does not within `_ROUNDS` is withheld whole); linear time; never raises on a
 string; a result of at most ten times the length of what came in, and of `sanitize` at most `LIMIT` characters.
 Relies on Python's `re`, with patterns that cannot backtrack more than a bounded way (tests scan and time each): RE2
-needs five times as long to replace in a `str`, and would be one more thing to load (bench/sanitize.py).
+needs two to five times as long to replace in a `str`, and would be one more thing to load (bench/sanitize.py).
 Does not: look anything up, keep anything, or find what has neither a shape nor a name.
 """
 

@@ -31,6 +31,17 @@ def printable(text: str) -> str:
     return "".join([c if _seen(c) else _escaped(c) for c in text])
 
 
+def in_word(text: str, start: int) -> bool:
+    """Whether a letter, digit or underscore right before `start` belongs to the same word.
+
+    Not behind an escape, and not in scripts that are written without blanks, where a word may follow directly.
+    """
+    before = text[start - 1 : start]
+    if before != "_" and (not before.isalnum() or before >= "\u2e80"):
+        return False
+    return not after_escape(text, start)
+
+
 def after_escape(text: str, start: int) -> bool:
     """Whether what stands right before `start` is an escape, and no letter of the same word."""
     head = text[max(start - 24, 0) : start]

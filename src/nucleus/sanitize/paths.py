@@ -6,7 +6,7 @@ Joined paths (`/a:/b`, `x=/a,/b`) are judged one by one. Line numbers behind `[p
 
 Promises: no absolute path of the host or of the pod leaves; what is inside the sandbox or a home keeps its relative
 part, so that the agent can act on it; where it is unclear how far a path goes, more is hidden. Linear: no pattern has
-a repetition that can meet its neighbour, none looks around; the context is judged here, at each match, once.
+a repetition that can meet its neighbour; looks around are of fixed width, and most context is judged at the match.
 Does not: touch file contents or command output, which are data, or hide relative paths and paths in URLs.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from nucleus.sanitize.characters import after_escape
+from nucleus.sanitize.characters import after_escape, in_word
 from nucleus.sanitize.patterns import Pattern
 
 TYPE_CHECKING = False
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _ENDS = r"\s\x00-\x1f\x7f-\x9f\"'`<>|()\[\]{}"
 _IN = rf"[^{_ENDS}]*"
-RUN = rf"{_IN}(?:(?:\({_IN}\)|\[{_IN}\]|\{{{_IN}\}}){_IN})*"
+_COLOUR = r"\x1b\[[0-9;]{0,16}[A-Za-z]"  # a search's mark in the middle of a path
+RUN = rf"{_IN}(?:(?:\({_IN}\)|\[{_IN}\]|\{{{_IN}\}}|{_COLOUR}){_IN})*"
 SLASH = r"(?:%(?:25){0,2}2[fF]|\\{1,4}/|\\{1,4}u002[fF]|\\{1,4}x2[fF]|&#47;|&#[xX]2[fF];|&sol;)"
 LABEL = r"\[(?:sandbox|home|path|host|redacted|stack trace)\]"
 # To where a joined path could begin; what follows is seen on its own, and is relative behind a letter.
@@ -122,8 +123,7 @@ def _plain_paths(roots: tuple[str, ...]) -> tuple[Pattern, Pattern, Pattern]:
 
 
 def _file_url(match: re.Match[str]) -> str:
-    before = match.string[match.start() - 1 : match.start()] if match.start() else ""
-    return match.group() if before.isalnum() and not after_escape(match.string, match.start()) else ""
+    return match.group() if in_word(match.string, match.start()) else ""
 
 
 def _unwrapped(text: str, roots: tuple[str, ...]) -> str:
@@ -161,11 +161,11 @@ def _found(match: re.Match[str], roots: tuple[str, ...]) -> str:
             return run if _SPECIAL.isdisjoint(run) else _pieces(run, roots, whole=False)
         return _mapped(_bare(run), roots) + run[len(_bare(run)) :] if _SPECIAL.isdisjoint(run) else _pieces(run, roots)
     if first == ":":
-        return run if before.isalnum() else ":" + _pieces(run[1:], roots)
+        return run if before.isascii() and before.isalnum() else ":" + _pieces(run[1:], roots)
     if first == "[":
         return run if _SPECIAL.isdisjoint(run[1:]) else _pieces(run, roots, whole=False)
     if first == "~":
-        inside = before in "._~/" or (before.isalnum() and not after_escape(text, start))
+        inside = before in ".~/" or in_word(text, start)
         if run[1].isdigit() or inside:
             return run if _SPECIAL.isdisjoint(run) else _pieces(run, roots, whole=False)
         return _pieces(run, roots)
@@ -186,7 +186,7 @@ def _absolute(text: str, start: int, before: str, run: str) -> bool:
     """Whether the slash at `start` begins an absolute path, by what stands before it."""
     if before == ".":  # ./ and ../ are relative; a sentence's end is not
         return start > 1 and (text[start - 2].isalnum() or text[start - 2] in ")]")
-    if before == "_" or (before.isalnum() and not "\u2e80" <= before <= "\uffef"):
+    if before == "_" or (before.isalnum() and before < "\u2e80"):
         head = text[max(start - 24, 0) : start]
         if (flag := FLAG.search(head)) and not head[: flag.start()][-1:].isalnum():
             return True

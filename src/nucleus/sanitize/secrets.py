@@ -12,7 +12,7 @@ Does not: judge by entropy, or find a secret that has neither a shape nor a name
 
 from __future__ import annotations
 
-from nucleus.sanitize.characters import after_escape
+from nucleus.sanitize.characters import in_word
 from nucleus.sanitize.patterns import Pattern
 from nucleus.sanitize.rules import DIRECT, EXPANDED, NAMES, STEMS, Span
 
@@ -64,8 +64,7 @@ def _shapes(text: str, found: list[Span]) -> None:
         if literal in text:
             for match in pattern.finditer(text):
                 start = match.start()
-                before = text[start - 1] if start else " "
-                if whole and (before == "_" or before.isalnum()) and not after_escape(text, start):
+                if whole and in_word(text, start):
                     continue
                 found.append((start, match.end(), REDACTED))
     for literal, kept, least in EXPANDED:
@@ -95,16 +94,21 @@ def _private_keys(text: str, found: list[Span]) -> None:
     """From BEGIN to END; to the end of the text when it is cut short; and what stands before an END alone."""
     done = 0
     while match := BEGIN.search(text, done):
+        _ends(text, done, match.start(), found)
         end = END.search(text, match.end())
         stop = end.end() if end else len(text)
         found.append((match.start(), stop, REDACTED))
         done = stop
-    first = found[-1][0] if done else len(text)
-    if (alone := END.search(text, 0, first)) is not None:
+    _ends(text, done, len(text), found)
+
+
+def _ends(text: str, begin: int, stop: int, found: list[Span]) -> None:
+    for alone in END.finditer(text, begin, stop):
         start = alone.start()
-        while start > 0 and (text[start - 1].isalnum() or text[start - 1] in "+/=\n\r\\ \t"):
+        while start > begin and (text[start - 1].isalnum() or text[start - 1] in "+/=\n\r\\ \t"):
             start -= 1
         found.append((start, alone.end(), REDACTED))
+        begin = alone.end()
 
 
 def _userinfo(text: str, found: list[Span]) -> None:
@@ -152,8 +156,8 @@ def _after(low: str, at: int, end: int, how: str) -> int | None:
     how: "line" (a header: all of its line), "name" (may be the last word of a longer one, and an option's),
     "word" (only as a whole word of a name).
     """
-    inside = low[at - 1 : at].isalpha() and not after_escape(low, at)
-    if how == "word" and (inside or low[end : end + 1].isalpha()):
+    before = in_word(low, at) and low[at - 1].isalpha()
+    if how == "word" and (before or low[end : end + 1].isalpha()):
         return None
     separator = SEPARATOR.match(low, end) or (OPTION.match(low, end) if _option(low, at) else None)
     if separator is None or low.startswith("unexpected ", max(at - 11, 0)):
