@@ -149,6 +149,20 @@ def result_of(gate: Gate, name: str, arguments: dict[str, Any]) -> dict[str, Any
         ("glob", {"paths": ["a", "b"], "truncated": True}, ["a\nb", "[truncated]"]),
         ("glob", {"paths": [], "truncated": False}, ["[no match]"]),
         ("grep", {"matches": [{"path": "a", "line": 3, "text": "x"}], "truncated": False}, ["a:3:x"]),
+        (
+            "grep",
+            {
+                "matches": [
+                    {"path": "a", "line": 2, "text": "w", "context": True},
+                    {"path": "a", "line": 3, "text": "x"},
+                    {"path": "a", "line": 7, "text": "y"},
+                    {"path": "b", "line": 8, "text": "z"},
+                ],
+                "truncated": True,
+                "limits": ["count", "size"],
+            },
+            ["a-2-w\na:3:x\n--\na:7:y\n--\nb:8:z", "[truncated: count, size]"],
+        ),
         ("git_status", {"text": " M a"}, [" M a"]),
         (
             "run",
