@@ -131,9 +131,13 @@ def _unwrapped(text: str, roots: tuple[str, ...]) -> str:
     lines = text.split("\n")
     out = [lines[0]]
     for line in lines[1:]:
+        first = line[:1]
+        if not (first.isalnum() or (first and first in "._-~%@+")):
+            out.append(line)
+            continue
         last = out[-1]
         word = last[max(last.rfind(" "), last.rfind("\t")) + 1 :].lstrip("\"'`([{=<")
-        if word[:1] == "/" and line[:1] and (line[0].isalnum() or line[0] in "._-~%@+"):
+        if word[:1] == "/" and len(last) <= 8_192:  # or joining many would be quadratic
             following = line.split(None, 1)[0]
             broken = "/" in following and ":" not in following and not any(word.startswith(r + "/") for r in roots)
             if broken or (len(word) > 1 and word[-1] == "/") or (len(last) in _WIDTHS and word[-1] not in ".,:;"):
