@@ -85,7 +85,7 @@ def test_searches_reads_and_links_give_nothing_of_a_blocked_file(codegen: Held) 
 
 def test_one_yes_is_enough_for_one_operation_and_for_no_second(site: Site) -> None:
     with Held(site, answer="approve") as held:
-        reply = held.operate(kind="run", argv=["sh", "-c", "echo yes"])
+        reply = held.operate(kind="run", argv=["sh", "-c", "eval echo yes"])
     assert reply["result"]["stdout"] == "yes\n"
     records = [record for record in site.records() if record["pod"] == held.start["pod"]]
     assert [record["event"] for record in records].count("approval") == 1
@@ -93,7 +93,7 @@ def test_one_yes_is_enough_for_one_operation_and_for_no_second(site: Site) -> No
     outcome = next(record for record in records if record["event"] == "outcome")
     assert outcome["decision"]["approver"] == f"uid:{site.uid}"
     with Held(site) as held:
-        assert held.operate(kind="run", argv=["sh", "-c", "echo yes"])["kind"] == "approval_required"
+        assert held.operate(kind="run", argv=["sh", "-c", "eval echo yes"])["kind"] == "approval_required"
 
 
 def test_the_argv_that_was_decided_is_the_argv_that_runs(site: Site, codegen: Held) -> None:
@@ -179,7 +179,7 @@ def test_no_command_line_and_no_environment_holds_a_secret(site: Site) -> None:
     agent = {"argv": ["sleep", "300"], "env": {}, "stdio": "pipes"}
     with Held(site, answer="approve", spec={"agent": agent}) as held:
         # An approval's token and two SVIDs exist by now.
-        assert held.operate(kind="run", argv=["sh", "-c", "true"])["status"] == "ok"
+        assert held.operate(kind="run", argv=["sh", "-c", "eval true"])["status"] == "ok"
         status = held.status()
         pod = next(pod for pod in status["pods"] if pod["pod"] == held.start["pod"])
         pids = [*status["pids"].values(), pod["gate"], *pod["pids"]]

@@ -81,9 +81,9 @@ def test_exec(house: House) -> None:
 def test_an_approval_at_the_terminal(
     house: House, at_terminal: Callable[..., OnTerminal], typed: bytes, code: int
 ) -> None:
-    program = at_terminal("exec", "--profile", "codegen", "--", "sh", "-c", "exit 7")
+    program = at_terminal("exec", "--profile", "codegen", "--", "sh", "-c", "eval exit 7")
     program.wait_for(b"allow this once? [y/N] ")
-    assert b'argv: ["sh", "-c", "exit 7"]' in program.shown
+    assert b'argv: ["sh", "-c", "eval exit 7"]' in program.shown
     time.sleep(READING_S)
     program.type(typed)
     assert program.wait() == code, program.shown
@@ -91,9 +91,9 @@ def test_an_approval_at_the_terminal(
 
 
 def test_a_wider_answer_at_the_terminal(house: House, at_terminal: Callable[..., OnTerminal]) -> None:
-    program = at_terminal("exec", "--profile", "codegen", "--", "sh", "-c", "exit 7")
+    program = at_terminal("exec", "--profile", "codegen", "--", "sh", "-c", "eval exit 7")
     program.wait_for(b"allow this once? [y/N] ")
-    assert b'[c] 5 times (c 20: 20 times): run ["sh", "-c", "exit 7"] in "." with no input' in program.shown
+    assert b'[c] 5 times (c 20: 20 times): run ["sh", "-c", "eval exit 7"] in "." with no input' in program.shown
     time.sleep(READING_S)
     program.type(b"c 2\n")
     program.wait_for(b"allow this 2 times, this one included? [y/N] ")

@@ -70,21 +70,21 @@ def test_kill_9_at(crash_site: Site, step: str) -> None:
 @pytest.mark.parametrize("step", ASKED)
 def test_kill_9_with_an_approval_at(crash_site: Site, step: str) -> None:
     with Held(crash_site, answer="approve", spec={"test_seam": step}) as held:
-        assert held.operate(kind="run", argv=["sh", "-c", "true"]) == {"kind": "gate_gone"}
+        assert held.operate(kind="run", argv=["sh", "-c", "eval true"]) == {"kind": "gate_gone"}
     check(crash_site, held.start["pod"])
 
 
 def test_an_approved_command_runs_once_and_again_only_after_another_yes(crash_site: Site) -> None:
     with Held(crash_site, answer="approve") as held:
         for _ in range(2):
-            assert held.operate(kind="run", argv=["sh", "-c", "echo yes"])["result"]["stdout"] == "yes\n"
+            assert held.operate(kind="run", argv=["sh", "-c", "eval echo yes"])["result"]["stdout"] == "yes\n"
     approvals = [r for r in crash_site.records() if r["event"] == "approval" and r["pod"] == held.start["pod"]]
     assert len(approvals) == 2
 
 
 def test_a_no_is_a_no(crash_site: Site) -> None:
     with Held(crash_site, answer="deny") as held:
-        assert held.operate(kind="run", argv=["sh", "-c", "echo yes"])["kind"] == "approval_required"
+        assert held.operate(kind="run", argv=["sh", "-c", "eval echo yes"])["kind"] == "approval_required"
 
 
 def test_an_agent_that_is_killed_leaves_nothing(crash_site: Site) -> None:

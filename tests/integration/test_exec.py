@@ -30,7 +30,8 @@ def test_a_denial_says_which_rule_and_what_to_do(site: Site) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "code"),
-    [(["false"], 1), (["sh", "-c", "exit 7"], 4), (["python3", "-c", "raise SystemExit(7)"], 7),
+    [(["false"], 1), (["sh", "-c", "exit 7"], 7),
+     (["sh", "-c", "exit $((7))"], 4), (["python3", "-c", "raise SystemExit(7)"], 7),
      (["python3", "-c", "import os; os.kill(os.getpid(), 9)"], 137), (["no-such-program-here"], 4)],
 )  # fmt: skip
 def test_exit_codes(site: Site, argv: list[str], code: int) -> None:
@@ -51,7 +52,7 @@ def test_bad_input_is_a_clear_error(site: Site, flags: tuple[str, ...], code: in
 
 
 def test_an_approval_with_nobody_there_exits_4_and_names_the_obligation(site: Site) -> None:
-    done = site.exec("bash", "-c", "true")
+    done = site.exec("bash", "-c", "eval true")
     assert done.returncode == 4
     assert "approval:" in done.stderr
 
@@ -60,6 +61,25 @@ def test_binary_output_and_stderr_arrive_exactly(site: Site) -> None:
     done = site.exec("python3", "-c", "import sys; sys.stdout.write('é\\n' * 1000); sys.stderr.write('err')")
     assert done.stdout == "é\n" * 1000
     assert done.stderr == "err"
+
+
+def test_a_shell_string_runs_as_it_was_decided(site: Site) -> None:
+    """What is on record is what ran, and a command that is denied alone is denied in a string."""
+    line = 'mkdir -p a && cd a && printf \'%s\\n\' "it\'s" "b  c" > out && cat out | tail -n 1; cat missing 2>/dev/null'
+    done = site.exec("bash", "-lc", line)
+    assert (done.returncode, done.stdout) == (1, "b  c\n"), done.stderr
+    assert (site.workspace / "a/out").read_text() == "it's\nb  c\n"
+    intent = [one for one in site.records() if one["event"] == "intent"][-1]
+    written = (
+        "mkdir -p a && cd a && printf '%s\\n' 'it'\\''s' 'b  c' >out && cat out | tail -n 1 ; cat missing 2>/dev/null"
+    )
+    assert intent["operation"]["argv"] == ["bash", "-c", written]
+    denied = site.exec("sh", "-c", "cd a && git -C .. push")
+    assert denied.returncode == 3
+    assert "capabilities.git_push" in denied.stderr
+    asked = site.exec("sh", "-c", "echo $HOME")
+    assert asked.returncode == 4
+    assert "a shell string with an expansion" in asked.stderr
 
 
 def test_a_deadline_kills_the_whole_group(site: Site) -> None:

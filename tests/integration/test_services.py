@@ -17,7 +17,8 @@ SECRET = "planted-git-secret"
 POLICY = """
 version: 1
 name: services
-capabilities: {read_files: always, run_bash: always, git_push: always, create_pr: always, web_search: always}
+capabilities: {read_files: always, run_bash: always, git_commit: always, git_push: always, create_pr: always,
+  web_search: always}
 commands: {allow: everything}
 trifecta: session
 network:
@@ -231,6 +232,16 @@ def test_a_push_by_ssh(world: World) -> None:
     assert remote(world) == new
     assert {one["command"] for one in world.seen(server="ssh")} == {"git-receive-pack 'acme/repo.git'"}
     assert key.splitlines()[2] not in world.audit_log.read_text()
+
+
+def test_an_ssh_key_is_in_no_request(world: World) -> None:
+    key = "one-line-of-a-private-key"
+    assert world.cli("credentials", "set", "forge", "--kind", "ssh", feed=key).returncode == 0
+    git("remote", "set-url", "origin", "https://api.test/acme/repo.git", cwd=world.workspace)
+    git("checkout", "-q", "-b", "topic", cwd=world.workspace)
+    answer = operate(world, kind="create_pr", title="Mend it")
+    assert "SSH key" in answer["error"], answer
+    assert not world.seen(method="POST", address="93.184.216.36")
 
 
 def test_another_host_key_is_another_server(world: World) -> None:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
-from nucleus.lattice import network, trifecta
+from nucleus.lattice import network, strings, trifecta
 from nucleus.lattice.commands import Command, analyse
 from nucleus.lattice.compiled import Compiled, Rules, compiled
 from nucleus.lattice.exposure import NOTHING, Exposure, tool_rules
@@ -47,7 +47,9 @@ from nucleus.lattice.network import NetRule
 from nucleus.lattice.paths import is_protected, is_sensitive
 from nucleus.lattice.policy import FLOORS, Policy, ToolRule
 from nucleus.lattice.provenance import Knowledge
+from nucleus.lattice.tables import STRINGS
 from nucleus.model.decision import Decision, Verdict
+from nucleus.validate import shell
 from nucleus.validate.urls import split_url
 
 if TYPE_CHECKING:  # pydantic's weight, for a name
@@ -523,7 +525,7 @@ def _run(case: _Case, operation: Base) -> None:
     """Steps 3 to 8 for a command."""
     argv: tuple[str, ...] = getattr(operation, "argv", ())
     cwd: str = getattr(operation, "cwd", ".")
-    command = analyse(argv, cwd)
+    command, composed = _command(case, argv, cwd)
     requires = command.requires
     if requires and case.ready.connects:
         requires = requires - _CONNECTING  # each connection is decided by itself, whatever the words say
@@ -546,7 +548,38 @@ def _run(case: _Case, operation: Base) -> None:
         _host(case, url, "run_bash")
     for name in needed:
         _attended(case, name, operation)
-    _run_risk(case, command, needed)
+    _run_risk(case, command, needed, listed=composed or is_listed(ready.listed, command))
+
+
+def _command(case: _Case, argv: tuple[str, ...], cwd: str) -> tuple[Command, bool]:
+    """The analysis; whether it is a shell string that every list admits as its commands. Elsewhere one is flagged."""
+    found = strings.read(argv, cwd) if len(argv) == 3 and argv[1] == "-c" else None
+    if found is None:
+        command = analyse(argv, cwd)
+        if isinstance(reason := shell.of(argv), shell.Unclear):
+            command.flags.insert(0, f"a shell string with {reason.reason}")
+        return command, False
+    if _composed(case.ready.listed, found):
+        return found.whole, True
+    # What its commands ask for is asked for in any case: a policy that has no strings never decides more.
+    command = analyse(argv, cwd)
+    strings.join(command, found.whole)
+    for part in found.parts:
+        if not is_listed(case.ready.listed, part) and part.plain is not None:
+            command.flags.insert(0, f"{part.plain.program} in a shell string")
+            break
+    return command, False
+
+
+def _composed(lists: tuple[Rules, ...] | None, found: strings.Composite) -> bool:
+    """Does each of an allow list's lists have shell strings, and each command of this one?"""
+    plain = found.whole.plain
+    return lists is None or all(
+        plain is not None
+        and any(rule.group == STRINGS for rule, _ in rules.of(plain.program))
+        and all(is_listed((rules,), part) for part in found.parts)
+        for rules in lists
+    )
 
 
 def _lines(case: _Case, command: Command) -> None:
@@ -589,7 +622,7 @@ def is_listed(lists: tuple[Rules, ...] | None, command: Command) -> bool:
     for rules in lists:
         for rule, _ in rules.of(program):
             # A set is about plain commands: one that leaves its program's job must be named itself.
-            if rule.fits(args) and not (rule.group and command.flags):
+            if rule.fits(args) and not (rule.group and (command.flags or rule.group == STRINGS)):
                 break
         else:
             return False
@@ -599,8 +632,8 @@ def is_listed(lists: tuple[Rules, ...] | None, command: Command) -> bool:
 # --- step 8: the table ---
 
 
-def _run_risk(case: _Case, command: Command, needed: tuple[str, ...]) -> None:
-    if not is_listed(case.ready.listed, command):
+def _run_risk(case: _Case, command: Command, needed: tuple[str, ...], *, listed: bool) -> None:
+    if not listed:
         detail = command.flags[0] if command.flags else "commands.allow"
         case.ask("run_bash", "commands.allow", "this command is not on the policy's list", detail)
     else:

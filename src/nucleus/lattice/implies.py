@@ -93,6 +93,8 @@ def admitted(rule: CommandRule, rules: Iterable[CommandRule], *, flagged: bool) 
 def _admitted(a: CommandRule, b: CommandRule, flagged: bool) -> bool:
     if not _names(a, b) or (flagged and b.group and not a.group):
         return False
+    if tables.STRINGS in (a.group, b.group):
+        return a.group == b.group  # what the set admits, no other rule does
     count = len(b.args)
     if len(a.args) < count or not all(_word_covered(x, y) for x, y in zip(a.args, b.args, strict=False)):
         return False

@@ -227,7 +227,19 @@ LOADER_VARIABLES = _words(
 )
 LOADER_PREFIXES = ("LD_", "DYLD_", "PYTHON", "PERL", "GIT_", "npm_config_", "NPM_CONFIG_", "CARGO_", "BASH_FUNC_")
 
+# Commands of the shell itself that can run, define or change something; `cd` is followed, `exit` and these do nothing.
+SHELL_OWN = _words(
+    "alias bg bind break caller compgen complete compopt continue declare dirs disown enable eval exec export fc fg "
+    "getopts hash help history jobs let local logout mapfile popd pushd read readarray readonly return set shift shopt "
+    "source . suspend times trap typeset ulimit umask unalias unset wait"
+)
+SHELL_SETTINGS = frozenset(("set", f"-{letters}") for letters in ("e", "u", "x", "eu", "ue", "ex", "eux"))
+
+# Admits shell strings of plain commands each of which the same list admits, and nothing else.
+STRINGS = "shell_strings"
+
 SETS: dict[str, frozenset[str]] = {
+    STRINGS: _words("sh bash dash"),
     # A shell with a script is an interpreter; with a string or its input it is flagged, and no set covers that.
     "ordinary": ORDINARY | INTERPRETERS | SHELLS,
     "interpreters": INTERPRETERS | SHELLS,

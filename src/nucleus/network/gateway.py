@@ -229,6 +229,7 @@ class Gateway:
     async def credential(self, name: str, api: str) -> Carried:
         """The headers that carry a credential, and what must not come back. Raises NucleusError."""
         found = await self._fetched(name)
+        _for_requests(found)
         if api:
             from nucleus.network import models
 
@@ -240,6 +241,7 @@ class Gateway:
         if not name:
             return header(b""), ()
         found = await self._fetched(name)
+        _for_requests(found)
         return found.headers() or header(found.value.encode()), found.secrets()
 
     async def secret(self, name: str) -> str:
@@ -467,6 +469,11 @@ class Gateway:
         """The synthetic address of `name`, which `named` knows."""
         rule = self.listed(name)
         return self.pool.address(name, rule.host if rule is not None else name)
+
+
+def _for_requests(found: Credential) -> None:
+    if found.kind == "ssh":  # a key of this kind leaves the gateway for nobody
+        raise NoEgressError("an SSH key is no credential of requests", rule="credentials.kind")
 
 
 async def serve(

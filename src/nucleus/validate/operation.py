@@ -3,7 +3,8 @@
  1. every string is UTF-8 and within the limit of its kind
  2. every path is lexically normal and inside the workspace
  3. patterns have none of the seed's three ReDoS classes; globs cannot leave their directory
- 4. argv has no NUL; its bytes, one NUL each counted, are within the limit
+ 4. argv has no NUL; its bytes, one NUL each counted, are within the limit; a shell string that is plain commands is
+    written so that every shell reads it as we do
  5. URLs, refs and names have their strict forms
 
 Pure: returns a new operation whose paths are normalized. Errors name field, limit and size, never the value.
@@ -18,6 +19,7 @@ from typing import Any
 
 from nucleus.limits import LIMITS
 from nucleus.model import operation as ops
+from nucleus.validate import shell
 from nucleus.validate.paths import validate_glob, validate_path
 from nucleus.validate.patterns import validate_pattern
 from nucleus.validate.text import byte_length, check_prose, check_size, check_visible, refuse
@@ -97,6 +99,10 @@ def _run(operation: Any, changes: dict[str, Any]) -> None:
     if not argv or not argv[0]:
         refuse("argv", "the program's name is empty", "argv.program")
     check_visible("argv[0]", argv[0])
+    plain = shell.canonical(argv)
+    # What is decided, shown, run and put on record; where it would be too long it stays what it is, and asks.
+    if plain is not None and sum(byte_length("argv", word) + 1 for word in plain) <= LIMITS.argv_bytes:
+        _keep(changes, "argv", argv, plain)
     check_size("stdin", operation.stdin, LIMITS.stdin_bytes, "limits.stdin")
 
 
@@ -181,7 +187,7 @@ def _ref(field: str, ref: str) -> None:
         refuse(field, "not a plain git ref", "git.ref")
 
 
-def _keep(changes: dict[str, Any], name: str, old: str, new: str) -> None:
+def _keep(changes: dict[str, Any], name: str, old: object, new: object) -> None:
     if new != old:
         changes[name] = new
 

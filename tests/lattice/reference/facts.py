@@ -85,3 +85,5 @@ class Asked:
     kind: str
     fields: dict[str, Any] = field(hash=False)
     command: Any = None
+    string: Any = None  # `strings.read` of it, where it is a shell string of plain commands
+    composed: bool = False

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from nucleus.errors import InvalidError
-from nucleus.lattice import Context
+from nucleus.lattice import Context, strings
 from nucleus.lattice import capability as cap
 from nucleus.lattice.commands import analyse
 from nucleus.lattice.exposure import Exposure
@@ -164,7 +164,9 @@ def argument(random: Random) -> f.Argument:
 
 def command_rule(random: Random) -> f.Rule:
     if random.random() < 0.4:
-        return f.Rule(group=random.choice(("ordinary", "ordinary", "interpreters", "shells", "network")))
+        return f.Rule(
+            group=random.choice(("ordinary", "ordinary", "shell_strings", "interpreters", "shells", "network"))
+        )
     args = tuple(argument(random) for _ in range(random.choice((0, 0, 1, 1, 2, 3))))
     return f.Rule(random.choice((*PROGRAMS, "*", "env")), "", args, random.choice(("any", "any", "none", "paths")))
 
@@ -262,7 +264,7 @@ def destination(random: Random) -> Any:
 
 
 def argv(random: Random) -> list[str]:
-    words: list[str] = []
+    words: list[str] = ["bash", "-c"] if random.random() < 0.15 else []
     while random.random() < 0.25 and len(words) < 12:
         words += random.choice(WRAPPERS)
     words.append(random.choice(PROGRAMS))
@@ -273,7 +275,12 @@ def argv(random: Random) -> list[str]:
             if style < 0.95 else random.choice(("http://", "https://bad host/", "http://u@a.com/", "https://a.com"))
         )  # fmt: skip
     if words[:2] == ["bash", "-c"]:
-        words = ["bash", "-c", " ".join(words[2:])]
+        text = " ".join(words[2:])
+        if random.random() < 0.7:
+            joined = random.choice((" | ", " && ", " || ", "; ", " > ", " 2>&1; "))
+            text = joined.join((text, *(" ".join(argv(random)) for _ in range(random.choice((0, 1, 1, 2))))))
+            text = random.choice(("", "", "cd src && ", "cd a; ", "cd .. && ", "eval ")) + text
+        words = [random.choice(("bash", "sh")), "-c", text]
     return words
 
 
@@ -332,7 +339,8 @@ def asked_of(operation: Any) -> f.Asked:
     """The plain facts of a validated operation."""
     data = operation.model_dump()
     command = analyse(operation.argv, operation.cwd) if operation.kind == "run" else None
-    return f.Asked(data.pop("kind"), data, command)
+    string = strings.read(operation.argv, operation.cwd) if operation.kind == "run" else None
+    return f.Asked(data.pop("kind"), data, command, string)
 
 
 def operation(random: Random) -> tuple[f.Asked, Base]:

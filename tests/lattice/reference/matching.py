@@ -143,7 +143,7 @@ def admits_word(argument: Argument, word: str) -> bool:
 def admits(rule: Rule, program: str, args: tuple[str, ...], flagged: bool) -> bool:
     """An allow rule: exact places, and after them only what `rest` admits. A set has plain commands only."""
     count = len(rule.args)
-    if rule.group and flagged:
+    if rule.group and (flagged or rule.group == "shell_strings"):  # strings are no single commands
         return False
     if not names_program(rule, program) or len(args) < count:
         return False

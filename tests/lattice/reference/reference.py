@@ -1,8 +1,8 @@
 """`decide` once more, from the specification: the docstrings of `nucleus.lattice` and docs/policy.md.
 
 Shared with the product, as given facts that have tests of their own: the tables of names (`tables.SETS`, the globs
-`SENSITIVE` and `PROTECTED`), what `commands.analyse` says of the words of a command, and whether `split_url` takes a
-word of a command for a URL. All else is here a second time and in another way: findings are gathered in the order of
+`SENSITIVE` and `PROTECTED`), what `commands.analyse` and `strings.read` say of a command, and whether `split_url` takes
+a word of a command for a URL. All else is here a second time and in another way: findings are gathered in the order of
 the eight steps, each step asks its question of everything that the operation touches, and the gravest wins.
 
 Where the specification says nothing, what the product does was taken over, and stands here so that it is said:
@@ -20,12 +20,14 @@ Where the specification says nothing, what the product does was taken over, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from nucleus.errors import InvalidError
+from nucleus.lattice.commands import Command
 from nucleus.lattice.paths import PROTECTED, SENSITIVE
+from nucleus.lattice.strings import join
 from nucleus.validate.urls import split_url
 
 from . import matching as m
@@ -86,6 +88,7 @@ def decide(rules: Rules, asked: Asked, moment: Moment) -> Outcome:
     if asked.kind == "tool":
         tool(found, rules, asked, moment)
         return found.outcome("tools." + asked.fields["server"])
+    asked = read(rules, asked)
     needed = capabilities(asked)
     for name in needed:
         if level(rules, name) == "never":
@@ -198,8 +201,29 @@ def commands(found: Findings, rules: Rules, asked: Asked) -> None:
             found.ask("commands.ask", "run_bash")
 
 
+def read(rules: Rules, asked: Asked) -> Asked:
+    """A shell string is its commands where every allow list has such strings and each of them; else it is flagged, and
+    what its commands ask for is asked for all the same."""
+    if asked.string is None:
+        return asked
+    whole, parts = asked.string
+    lists = [] if rules.commands_allow == EVERYTHING else rules.commands_allow
+    composed = all(
+        any(rule.group == "shell_strings" and m.names_program(rule, whole.plain.program) for rule in lines)
+        and all(any(m.admits(rule, *part.plain, bool(part.flags)) for rule in lines) for part in parts)
+        for lines in lists
+    )
+    if composed:
+        return replace(asked, command=whole, composed=True)
+    both = Command()
+    join(both, asked.command)
+    join(both, whole)
+    both.plain = asked.command.plain
+    return replace(asked, command=both)
+
+
 def listed_command(rules: Rules, asked: Asked) -> bool:
-    if rules.commands_allow == EVERYTHING:
+    if rules.commands_allow == EVERYTHING or asked.composed:
         return True
     program, args = asked.command.plain
     flagged = bool(asked.command.flags)
