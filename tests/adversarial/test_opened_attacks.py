@@ -6,6 +6,7 @@ attempt's name is in its own request target, so that a request that got through 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -16,12 +17,15 @@ from typing import Any
 
 import pytest
 
+from integration import test_services as services
 from integration.held import Held
 from integration.world import World
 from nucleus.errors import InvalidError
 from nucleus.network import models
+from nucleus.network.exchange import Answered, Refused
 from nucleus.network.httphead import Head, HeadError, clean_path, strip_query
 from nucleus.network.metering import Metered
+from nucleus.network.pushes import Push
 from nucleus.network.receive_pack import Commands, Update, difference
 
 SECRET, KEY = "planted-secret-1234", "sk-planted-key-9999"
@@ -628,6 +632,85 @@ def test_the_approved_push_is_read_the_same_in_any_pieces() -> None:
         found = reader.feed(data[at : at + 1]) or found
     assert found == WANTED
     assert reader.rest == b"PACK"
+
+
+def one_push() -> Push:
+    update = [["refs/heads/topic", OLD, NEW]]
+    named = {"host": "git.test", "port": 443, "protocol": "https", "path": "/acme/repo.git"}
+    return Push.from_wire({**named, "updates": update, "credential": "", "host_key": ""})
+
+
+def asked_of(push: Push, method: str, path: str, query: str = "", body: bytes = b"", **headers: str) -> Any:
+    """What the endpoint decides of a request; the pod's programs can read its name in git's arguments."""
+    lines = tuple((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())
+    head = Head(method, "x.push.internal", 80, path, query, lines, "1.1", len(body), False, body)
+    return asyncio.run(push._decide(None, head))  # type: ignore[arg-type]
+
+
+GOOD = line(f"{OLD} {NEW} refs/heads/topic{CAPS}") + b"0000PACK"
+PACK, REFS, SERVICE = "/repository.git/git-receive-pack", "/repository.git/info/refs", "?service=git-receive-pack"
+ENDPOINT = {
+    "upload": ("GET", REFS, "?service=git-upload-pack"), "fetch": ("POST", "/repository.git/git-upload-pack", "", GOOD),
+    "dumb": ("GET", REFS, ""), "head": ("HEAD", REFS, SERVICE), "more": ("GET", REFS, SERVICE + "&x=1"),
+    "file": ("GET", "/repository.git/HEAD"), "else": ("GET", "/../else.git/info/refs", SERVICE),
+    "put": ("PUT", PACK, "", GOOD), "query": ("POST", PACK, "?x", GOOD), "slash": ("POST", PACK + "/", "", GOOD),
+    "body": ("GET", REFS, SERVICE, b"what nobody has approved"),
+    "lfs": ("POST", "/repository.git/info/lfs/objects/batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDPOINT)
+def test_an_endpoint_knows_two_requests(name: str) -> None:
+    assert isinstance(asked_of(one_push(), *ENDPOINT[name]), Refused)
+
+
+def test_an_approved_push_goes_once() -> None:
+    push = one_push()
+    assert isinstance(asked_of(push, "POST", PACK, "", GOOD, content_encoding="gzip"), Refused)
+    assert isinstance(asked_of(push, "POST", PACK, "", PUSHES["another_object"]), Refused)
+    assert not isinstance(asked_of(push, "POST", PACK, "", GOOD), Refused | Answered)
+    assert isinstance(asked_of(push, "POST", PACK, "", GOOD), Refused)
+    assert isinstance(asked_of(push, "POST", PACK, "", PUSHES["another_object"]), Refused)
+
+
+pushing = services.world  # a world with a repository, its remote, and the credentials of both
+REMOTES = (
+    "https://api.test/acme/repo/../else.git", "https://api.test/acme/repo%2f..%2felse", "https://api.test/acme/else",
+    "https://api.test/acme/repo/else", "https://api.test/x/../acme/repo", "https://api.test@evil.test/acme/repo",
+    "https://evil.test/acme/repo", "https://api.test.evil.test/acme/repo", "https://api.test/acme/repo?x=/../else",
+    "https://api.test/acme/repo#x", "https://api.test/ACME/REPO", "https://api.test//acme/repo",
+    "git@evil.test:acme/repo",
+    "https://api.test\\@evil.test/acme/repo", "http://api.test/acme/repo", "ext::sh -c id", "file:///acme/repo",
+    "https://API.test.:443/acme/else", "https://93.184.216.66/acme/repo", "-u", "https://api.test/acme/repo\u200b",
+)  # fmt: skip
+
+
+def test_no_pull_request_or_push_elsewhere(pushing: World) -> None:
+    """A remote is what the agent's repository says it is: in every spelling it is the rule's, or nothing."""
+    services.commit(pushing, "two")
+    services.git("checkout", "-q", "-b", "topic", cwd=pushing.workspace)
+    before = services.remote(pushing)
+    with Held(pushing, policy=pushing.policy(services.POLICY), answer="approve") as held:  # whatever is asked
+        for url in REMOTES:
+            services.git("config", "remote.origin.url", url, cwd=pushing.workspace)
+            for operation in (
+                {"kind": "create_pr", "title": "x", "base": "main"},
+                {"kind": "git_push", "ref": "topic"},
+            ):
+                answer = held.operate(**operation)
+                assert answer.get("status") != "ok", (url, answer)
+        services.git("config", "remote.origin.url", "https://api.test/acme/repo.git", cwd=pushing.workspace)
+        for field in ({"head": "evil:topic"}, {"base": "refs/heads/main"}, {"head": "--x"}, {"base": "a..b"}):
+            answer = held.operate(**{"kind": "create_pr", "title": "x", "base": "main", **field})
+            assert answer.get("status") != "ok", (field, answer)
+        assert not pushing.seen(method="POST")
+        answer = held.operate(kind="create_pr", title="x", base="main")  # and the right one goes
+        assert answer.get("status") == "ok", answer
+    assert [one["target"] for one in pushing.seen(method="POST")] == ["/api/v3/repos/acme/repo/pulls"]
+    assert not pushing.seen(address="93.184.216.66")
+    assert services.remote(pushing) == before
+    assert services.remote(pushing, "topic") == ""
+    assert services.SECRET not in pushing.audit_log.read_text()
 
 
 # --- the gateway, and the policy ---

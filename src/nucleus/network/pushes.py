@@ -81,7 +81,7 @@ class Push:
             if (why := self._refusal(head)) != "":
                 self.reason = self.reason or why
                 return Refused(403, "git.push", why)
-        elif asks != ("GET", "/repository.git/info/refs", SERVICE):
+        elif asks != ("GET", "/repository.git/info/refs", SERVICE) or head.has_body:
             return Refused(404, "git.push", "this endpoint knows one push")
         if self.host_key:
             return await self._by_ssh(gateway, head)
