@@ -28,6 +28,7 @@ from nucleus.network.httphead import HEAD_BYTES, HOP_BY_HOP, Head, HeadError, fo
 from nucleus.network.relay import UNLIMITED
 from nucleus.network.scrub import LEAST_BYTES, Scrubber, scrub
 from nucleus.network.streams import Stream
+from nucleus.sanitize import sanitize
 
 READ_BYTES = 65_536
 INTERIM = 32  # 1xx answers before the real one
@@ -525,7 +526,7 @@ class Exchange:
         if not self._event_stream():
             return b""
         assert self._in is not None
-        error = json.dumps({"type": "error", "error": {"type": end.code, "message": end.reason}})
+        error = json.dumps({"type": "error", "error": {"type": end.code, "message": sanitize(end.reason)}})
         closed = self._tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
         words = ("" if closed else "\n\n") + f"event: error\ndata: {error}\n\n"
         return self._in.send(h11.Data(data=words.encode())) or b""

@@ -24,6 +24,8 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 
 import h11
 
+from nucleus.sanitize import sanitize
+
 HEAD_BYTES = 65_536
 HEADERS = 256
 NEXT = "ask the person in charge: nucleus why --last"
@@ -142,7 +144,7 @@ def refusal(status: int, code: str, reason: str, *, keep: bool = False, bodiless
         keep: the connection can carry another request; else `Connection: close`.
         bodiless: an answer to HEAD.
     """
-    body = json.dumps({"error": reason, "kind": code, "next": NEXT}).encode() + b"\n"
+    body = json.dumps({"error": sanitize(reason), "kind": code, "next": NEXT}).encode() + b"\n"
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:

@@ -13,7 +13,6 @@ Does not: know what a program does; `lattice.commands` asks that of each command
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 SHELLS = frozenset(("sh", "bash", "dash"))
@@ -24,9 +23,10 @@ _RESERVED = frozenset(
      "select", "time", "coproc", "!", "{", "}", "[[", "]]")
 )
 # fmt: on
-_PLAIN = re.compile(r"[A-Za-z0-9_@%+,./:-]+")
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}=")
-_ODD_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\[|\+=)")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+_NAME = _LETTERS | frozenset("0123456789")
+_PLAIN = _NAME | frozenset("@%+,./:-")
+_REDIRECTS = ("&>>", "&>", ">&", ">|", ">>", ">", "<<<", "<<", "<>", "<&", "<")  # the longest first
 _BLANK = " \t"
 _ENDS_WORD = " \t\n;&|<>()"
 _SPECIAL = frozenset("`$~[{}\r")
@@ -189,13 +189,13 @@ class _Reader:
                 word, bare, entire = self.word()
                 if words:
                     words.append(word)
-                elif (entire and bare in _RESERVED) or _ODD_ASSIGNMENT.match(bare):
+                elif (entire and bare in _RESERVED) or _behind_name(bare).startswith(("[", "+=")):
                     raise _UnclearError(_MORE + bare[:32])
                 elif len(word.pieces) > 1:
                     raise _UnclearError("a program or a value that the shell expands")
                 elif word.text[:1] in ("-", "+"):
                     raise _UnclearError("a program's name that a shell could take for its own option")
-                elif _ASSIGNMENT.match(bare):
+                elif _behind_name(bare).startswith("="):
                     settings.append(word)
                 else:
                     words.append(word)
@@ -205,13 +205,13 @@ class _Reader:
         return (Word(("env",)), *settings, *words) if settings else tuple(words), tuple(redirects)
 
     def redirect(self, found: list[Redirect]) -> bool:
-        match = _REDIRECT.match(self.text, self.at)
-        if match is None:
+        number = self.text[self.at] if self.text[self.at] in "012" else ""
+        kind = next((kind for kind in _REDIRECTS if self.text.startswith(kind, self.at + len(number))), "")
+        if not kind:
             return False
-        number, kind = match[1], match[2]
         if kind not in (">", ">>", "<", ">&", "&>", "&>>") or (number and kind[0] == "&"):
-            raise _UnclearError(_MORE + match[0])
-        self.at = match.end()
+            raise _UnclearError(_MORE + number + kind)
+        self.at += len(number) + len(kind)
         self.blanks()
         fd = int(number) if number else 0 if kind == "<" else 1
         if kind == ">&":
@@ -311,10 +311,17 @@ class _Reader:
         raise _UnclearError("a quote without its end")
 
 
-_REDIRECT = re.compile(r"([0-2]?)(&>>|&>|>&|>\||>>|>|<<<|<<|<>|<&|<)")
+def _behind_name(text: str) -> str:
+    """What follows a variable's name at the beginning of `text`; "" where there is none."""
+    if text[:1] not in _LETTERS:
+        return ""
+    at = 1
+    while at < len(text) and text[at] in _NAME:
+        at += 1
+    return text[at:]
 
 
 def _quote(text: str) -> str:
-    if _PLAIN.fullmatch(text) and text not in _RESERVED:
+    if text and _PLAIN.issuperset(text) and text not in _RESERVED:
         return text
     return "'" + text.replace("'", "'\\''") + "'"
