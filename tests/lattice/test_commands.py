@@ -309,3 +309,24 @@ def test_a_shell_with_a_script_file_is_an_interpreter() -> None:
         assert decided(line, context=EGRESS).verdict is Verdict.ASK
     for line in ("bash", "sh -s", "bash -", "bash -xc ls"):
         assert decided(line).verdict is Verdict.ASK
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["gh auth token", "gh -R a/b auth status", "gh config get x", "aws sts get-session-token", "gcloud auth login",
+     "npm token list", "env A=b npm config get //x:_authToken", "git credential fill",
+     "git -C src credential-store get", "op read x", "vault kv get x", "xargs npm login", "timeout 5 docker login", "ssh-add -L"],
+)  # fmt: skip
+def test_tools_that_handle_credentials_are_denied_by_default(line: str) -> None:
+    levels = "capabilities: {read_files: always, run_bash: low_risk, web_fetch: always}\nhosts: {allow: everything}\n"
+    for words in (line, ["sh", "-c", f"ls && {line}"]):
+        made = decided(words, "commands: {allow: [{set: ordinary}, {set: shell_strings}]}\n", levels)
+        assert (made.verdict, made.rule) == (Verdict.DENY, "commands.credentials")
+        assert made.next_step == "Name the program in `commands.allow` if it is meant."
+        assert decided(words, "commands: {allow: everything}\n", levels).verdict is Verdict.ASK
+
+
+def test_a_tool_that_handles_credentials_can_be_named() -> None:
+    named = "commands: {allow: [{program: npm, args: [whoami]}]}\n"
+    assert decided("npm whoami", named, "capabilities: {run_bash: always}\n").verdict is Verdict.ALLOW
+    assert decided("npm token", named, "capabilities: {run_bash: always}\n").rule == "commands.credentials"

@@ -56,7 +56,8 @@ def every_rule() -> list[str]:
     risks = "sensitive_path run_bash tools web_fetch git_push create_pr manage_pods"
     return [
         "isolation.floor", "time_window", *never, "paths.block", "paths.allow", "paths.protected",
-        "commands.deny", "commands.ask", "commands.allow", "hosts.deny", "hosts.ask", "hosts.allow", *attended,
+        "commands.deny", "commands.ask", "commands.allow", "commands.credentials", "hosts.deny", "hosts.ask",
+        "hosts.allow", *attended,
         "trifecta.static", "trifecta.session", "trifecta.provenance", *(f"low_risk.{name}" for name in risks.split()),
         "tools.undeclared", "tools.level", "tools.approve",
     ]  # fmt: skip

@@ -53,15 +53,19 @@ class Command:
         weak: those of them that may be no path at all (`pkg.module`, `1.5`): block lists count, allow lists do not.
         written: those of them that the command would change.
         urls: words that are URLs.
+        credentials: what of it handles credentials, in words; "" for nothing.
         plain: what decides listing: the layer behind transparent wrappers; where a wrapper is flagged, the outermost.
     """
 
-    __slots__ = ("flags", "layers", "paths", "plain", "requires", "runs_code", "urls", "weak", "written")
+    __slots__ = (
+        "credentials", "flags", "layers", "paths", "plain", "requires", "runs_code", "urls", "weak", "written",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
         self.flags: list[str] = []
         self.runs_code = ""
+        self.credentials = ""
         self.requires: set[str] = set()
         self.paths: list[str] = []
         self.weak: set[str] = set()
@@ -116,6 +120,8 @@ def _analyse(command: Command, argv: Words, cwd: str, depth: int) -> None:
         _wrapper(command, program, args, cwd, depth)
         return
     command.work(Layer(named, args), before)
+    if program in t.CREDENTIALS:
+        _credentials(command, program, args)
     if trait.shell:
         _shell(command, program, args, cwd, depth)
         return
@@ -274,6 +280,15 @@ def _interpreter(command: Command, program: str, family: str, args: Words, cwd: 
             for piece in code.replace('"', "'").split("'")[1 : 2 * _SCANNED_WORDS : 2]:
                 if "." in piece or "/" in piece:
                     _note_value(command, piece, cwd)
+
+
+def _credentials(command: Command, program: str, args: Words) -> None:
+    """Wherever the word stands: which options take a value is the program's to say (`gh -R a/b auth token`)."""
+    words = t.CREDENTIALS[program]
+    found = next((word for word in args if word in words), "*" if "*" in words else "")
+    if found and not command.credentials:
+        command.credentials = program if found == "*" else f"{program} {found}"
+        command.flags.append(f"{command.credentials} handles credentials")
 
 
 # --- options, requirements, words ---
@@ -562,6 +577,8 @@ def _git_subcommand(command: Command, sub: str, rest: Words) -> None:
 
 
 def _git_reach(command: Command, sub: str, rest: Words) -> None:
+    if sub in t.CREDENTIALS["git"]:
+        _credentials(command, "git", (sub,))
     if sub in t.GIT_PUSHES or (sub in ("subtree", "lfs", "annex") and "push" in rest):
         command.requires.add("git_push")
     if (

@@ -633,7 +633,14 @@ def is_listed(lists: tuple[Rules, ...] | None, command: Command) -> bool:
 
 
 def _run_risk(case: _Case, command: Command, needed: tuple[str, ...], *, listed: bool) -> None:
-    if not listed:
+    if not listed and command.credentials:
+        case.deny(
+            "commands.credentials",
+            "this command handles credentials",
+            command.credentials,
+            "Name the program in `commands.allow` if it is meant.",
+        )
+    elif not listed:
         detail = command.flags[0] if command.flags else "commands.allow"
         case.ask("run_bash", "commands.allow", "this command is not on the policy's list", detail)
     else:

@@ -46,6 +46,7 @@ def join(whole: Command, part: Command) -> None:
     whole.layers += part.layers
     whole.flags += part.flags
     whole.runs_code = whole.runs_code or part.runs_code
+    whole.credentials = whole.credentials or part.credentials
     whole.requires |= part.requires
     whole.paths += part.paths
     whole.weak = (whole.weak | part.weak) - strong

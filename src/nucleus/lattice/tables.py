@@ -227,6 +227,44 @@ LOADER_VARIABLES = _words(
 )
 LOADER_PREFIXES = ("LD_", "DYLD_", "PYTHON", "PERL", "GIT_", "npm_config_", "NPM_CONFIG_", "CARGO_", "BASH_FUNC_")
 
+# They read, make or change credentials: program → its first operands that do; "*" for all of its uses. Denied unless a
+# rule names the program itself.
+CREDENTIALS: dict[str, frozenset[str]] = {
+    "gh": _words("auth config secret ssh-key gpg-key codespace"),
+    "glab": _words("auth config token ssh-key"),
+    "hub": _words("api"),
+    "aws": _words("configure sso sts iam secretsmanager ssm kms"),
+    "gcloud": _words("auth config iam secrets init"),
+    "gsutil": _words("config"),
+    "az": _words("login account ad keyvault"),
+    "doctl": _words("auth"),
+    "heroku": _words("auth auth:token authorizations login config"),
+    "flyctl": _words("auth tokens"),
+    "vercel": _words("login env"),
+    "netlify": _words("login env"),
+    "wrangler": _words("login secret"),
+    "kubectl": _words("config create-token"),
+    "docker": _words("login logout"),
+    "podman": _words("login logout"),
+    "helm": _words("registry"),
+    "terraform": _words("login logout"),
+    "pulumi": _words("login config"),
+    "npm": _words("token login adduser logout whoami config get set"),
+    "pnpm": _words("login logout config get set"),
+    "yarn": _words("login logout config"),
+    "cargo": _words("login logout owner"),
+    "gem": _words("signin signout"),
+    "git": _words("credential credential-store credential-cache"),
+    "huggingface-cli": _words("login"),
+    **dict.fromkeys(
+        _words(
+            "twine vault op bw pass gopass secret-tool keyring "
+            "security aws-vault chamber sops ssh-add ssh-agent gpg-agent"
+        ),
+        _words("*"),
+    ),
+}
+
 # Commands of the shell itself that can run, define or change something; `cd` is followed, `exit` and these do nothing.
 SHELL_OWN = _words(
     "alias bg bind break caller compgen complete compopt continue declare dirs disown enable eval exec export fc fg "

@@ -62,12 +62,12 @@ WRAPPERS = [
 PROGRAMS = (
     "ls cat git rm cp touch grep find sed tar make python3 python3.11 node bash sh curl wget gh ssh npm cargo "
     "./build.sh src/tool.py /usr/bin/git /opt/x psql unknown tee mv vim docker pytest echo go pip git2 "
-    "rm2 go1.22 node18 wget2 lua5.4 zsh5 ksh93 tclsh8.6"
+    "gh op npm vault rm2 go1.22 node18 wget2 lua5.4 zsh5 ksh93 tclsh8.6"
 ).split()
 WORDS = (
     "push commit remote status log show -m -f -rf -v --force -c --output=x 5 12 0 -1 x word origin main install "
     "publish pr create add HEAD HEAD:.env -- * -la diff clone --exec=x -i s/a/b/ . .. /etc/passwd /workspace/src/a "
-    "@x ٣ +4"
+    "auth login token @x ٣ +4"
 ).split()
 KINDS = (
     "read write edit glob grep run run run git_status git_diff git_commit web_fetch web_fetch web_search git_push "

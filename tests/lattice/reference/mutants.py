@@ -48,6 +48,7 @@ MUTANTS = (
            "a shell string runs what is not listed"),
     Mutant("decision", "any(rule.group == STRINGS for rule, _ in rules.of(plain.program))",
            "bool(rules.of(plain.program))", "a policy without shell strings has them"),
+    Mutant("decision", "if not listed and command.credentials:", "if False:", "credentials ask"),
     Mutant("decision", "if command.runs_code and case.context.egress", "if command.runs_code and False",
            "code runs with egress"),
     Mutant("decision", "operation.method not in (\"GET\", \"HEAD\") or operation.body", "operation.body",

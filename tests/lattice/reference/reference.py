@@ -384,7 +384,10 @@ def risk(found: Findings, rules: Rules, asked: Asked, moment: Moment) -> None:
     low = level(rules, own) == "low_risk"
     if asked.kind == "run":
         if not listed_command(rules, asked):  # whatever the level
-            found.ask("commands.allow", own)
+            if asked.command.credentials:
+                found.deny("commands.credentials")
+            else:
+                found.ask("commands.allow", own)
         if low and (asked.command.flags or (asked.command.runs_code and moment.egress)):
             found.ask("low_risk.run_bash", own)
         for name in capabilities(asked)[1:]:
