@@ -315,7 +315,8 @@ def test_a_shell_with_a_script_file_is_an_interpreter() -> None:
     "line",
     ["gh auth token", "gh -R a/b auth status", "gh config get x", "aws sts get-session-token", "gcloud auth login",
      "npm token list", "env A=b npm config get //x:_authToken", "git credential fill",
-     "git -C src credential-store get", "op read x", "vault kv get x", "xargs npm login", "timeout 5 docker login", "ssh-add -L"],
+     "git -C src credential-store get", "op read x", "vault kv get x", "xargs npm login", "timeout 5 docker login",
+     "ssh-add -L"],
 )  # fmt: skip
 def test_tools_that_handle_credentials_are_denied_by_default(line: str) -> None:
     levels = "capabilities: {read_files: always, run_bash: low_risk, web_fetch: always}\nhosts: {allow: everything}\n"
