@@ -75,7 +75,7 @@ def test_git_reads_it_as_we_meant(tmp_path) -> None:
         "branch.main.remote=p",
         "core.repositoryformatversion=0",
         "remote.o.fetch=+refs/heads/*:refs/remotes/o/*",
-        "remote.p.pushurl=example.org:r.git",
+        "remote.p.pushurl=git@example.org:r.git",
         "remote.p.url=https://example.org/r.git",
         "user.email=a@example.org",
         'user.name=Ann # "B"',

@@ -62,7 +62,7 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any], list[str], tuple[bool, bool, b
             "path": _text("Path relative to the workspace."),
             "old": _text("The exact text to replace.", minLength=1),
             "new": _text("What to put in its place."),
-            "count": _int("How often old must occur.", default=1, minimum=1),
+            "count": _int("How often old must occur.", default=1, minimum=1, maximum=8_388_608),
         },
         ["path", "old", "new"],
         (False, True, False, False),
