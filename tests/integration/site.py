@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -114,4 +115,10 @@ class Site:
 
     def close(self) -> None:
         self.cli("helper", "stop")
-        shutil.rmtree(self.directory)
+        for _ in range(50):
+            try:
+                shutil.rmtree(self.directory)
+            except FileNotFoundError:  # the helper, told to end, is removing its pods' own directories
+                time.sleep(0.05)
+            else:
+                return
