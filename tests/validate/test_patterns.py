@@ -25,6 +25,7 @@ from nucleus.validate.patterns import scan, validate_pattern
         (r"(\w+\s*)+", "nested_quantifiers"),
         ("(a+|b)+", "nested_quantifiers"),
         ("(a{2,})+", "nested_quantifiers"),
+        ("(a+){5}", "nested_quantifiers"),
         ("(a+){20}", "nested_quantifiers"),
         ("(.*a){12}", "nested_quantifiers"),
         ("(x+x+)+y", "nested_quantifiers"),
@@ -90,7 +91,7 @@ def test_refused(pattern: str, kind: str) -> None:
         r"(?:[a-z]+\.)+com", r"\bTODO\b", "[^]a]+", "[[:alpha:]_]+", "x{,3}", "{", "a{999}", r"\Q(a+)+\E", "", "^$",
         r"\x41\x{1F600}\p{L}\pN", "(?i)todo", "(?s:.)", r"def \w+\(self(, \w+)*\)", "(a|a)", "(a|a){2}", "(?U)a+",
         # one way to match each text, however nested it looks
-        "(a|ab)*", "(a|)+", "(a?)*", "(?:a?b)+", r'"(?:\\.|[^"\\])*"', r"\w+(?:\.\w+)*", r"(?:\s*,\s*\w+)*",
+        "(a|ab)*", "(a|)+", "(a+){2}", "(a?)*", "(?:a?b)+", r'"(?:\\.|[^"\\])*"', r"\w+(?:\.\w+)*", r"(?:\s*,\s*\w+)*",
         "(?:a(?:b(?:c)*)*)*",
         r"(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}", r"\Qab\E+", "(?i)(?:[^a]|a)*", r"(?:\d{1,3}(?:,\d{3})*;)+",
         r"[\w-]+(?:\s+[\w-]+)*",

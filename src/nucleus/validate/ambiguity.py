@@ -11,7 +11,7 @@ How:
     back to a common state (``(a|a)+``, ``(\\w+\\s*)+``). The pairs of states are searched for that (Weber and Seidl's
     criterion of exponential ambiguity).
 
-Cautious, that is refusing more than it must: assertions (``^ $ \\b``) are taken to hold; a count of ten or more rounds
+Cautious, that is refusing more than it must: assertions (``^ $ \\b``) are taken to hold; a count of five or more rounds
 is a loop; whether anything after the loop can fail is not asked. Does not: find polynomial blow-up.
 """
 
