@@ -75,7 +75,7 @@ class Engine:
                         search.grep(root, {"op": "grep", "pattern": pattern, "include": include, "limit": 10})
                         outcome = "ok"
                     except HandsError as error:
-                        outcome = "refused" if error.code == "bad_pattern" else error.code
+                        outcome = "refused" if error.code in ("bad_pattern", "protocol") else error.code
                     took = time.perf_counter() - started
                     os.write(
                         answers,
