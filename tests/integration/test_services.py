@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from .held import Held
+from .site import BIN
+from .test_wider import Person
 from .world import World
 
 SECRET = "planted-git-secret"
@@ -232,6 +234,41 @@ def test_a_push_by_ssh(world: World) -> None:
     assert remote(world) == new
     assert {one["command"] for one in world.seen(server="ssh")} == {"git-receive-pack 'acme/repo.git'"}
     assert key.splitlines()[2] not in world.audit_log.read_text()
+
+
+PUSHER = """
+import json, threading, time
+from nucleus.sdk.client import Gate, GateError
+gate, ended = Gate(), []
+time.sleep(1)  # until the person has sat down
+def work():
+    gate.run(["sleep", "8"])
+    ended.append(time.monotonic())
+worker = threading.Thread(target=work)
+worker.start()
+time.sleep(0.7)
+try:
+    gate.git_push()
+    pushed = time.monotonic()
+except GateError as error:
+    pushed = str(error)
+worker.join()
+print(json.dumps([ended[0], pushed]))
+"""
+
+
+def test_a_push_has_the_pod_to_itself(world: World) -> None:
+    """A program of the agent beside git could be first at the endpoint that git is told of."""
+    new = commit(world, "two")
+    words = ("run", "--policy", world.policy(POLICY), "--workdir", str(world.workspace), "--", "python3", "-c", PUSHER)
+    with Person(world) as person, world.start([str(BIN / "nucleus"), *words]) as child:
+        person.says("approve", person.request()["request"])
+        out, err = child.communicate(timeout=60)
+    assert out, err
+    ended, pushed = json.loads(out)
+    assert isinstance(pushed, float), pushed
+    assert pushed > ended
+    assert remote(world) == new
 
 
 def test_an_ssh_key_is_in_no_request(world: World) -> None:

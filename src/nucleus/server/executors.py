@@ -5,13 +5,53 @@ Promises: each operation goes to exactly one of them; what is not attached is re
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from nucleus.errors import NoEgressError, OperationError
 from nucleus.model.grant import Grant
-from nucleus.model.operation import Base, CallTool, Connect, CreatePr, GitPush, WebFetch, WebSearch
+from nucleus.model.operation import Base, CallTool, Connect, CreatePr, GitPush, Run, WebFetch, WebSearch
 from nucleus.model.receipt import Meter, Outcome, Redirect
 from nucleus.server.egress import Egress
 from nucleus.server.executor import Executor
 from nucleus.server.tools import Tools
+
+PATIENCE_S = 10.0  # that a push waits for commands to end
+
+
+class _Compartment:
+    """Commands share the work compartment; a push has it alone.
+
+    A program beside git could read from its arguments where the push's endpoint is, and be first there.
+    """
+
+    def __init__(self) -> None:
+        self._commands = 0
+        self._pushing = False
+        self._ended = asyncio.Event()
+
+    async def wait(self, *, alone: bool) -> None:
+        """Until it can be entered. Raises OperationError when commands run on."""
+        try:
+            async with asyncio.timeout(PATIENCE_S if alone else None):
+                while self._pushing or (alone and self._commands):
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            raise OperationError("a command is running: a push has the pod to itself", rule="git.busy") from None
+
+    @contextmanager
+    def entered(self, *, alone: bool) -> Iterator[None]:
+        """Right after `wait`, with nothing awaited between."""
+        self._commands += not alone
+        self._pushing = self._pushing or alone
+        try:
+            yield
+        finally:
+            self._commands -= not alone
+            self._pushing = self._pushing and not alone
+            self._ended.set()
 
 
 class Executors:
@@ -27,6 +67,7 @@ class Executors:
         self._hands = hands
         self._tools = tools
         self._egress = egress
+        self._compartment = _Compartment()
 
     async def resolve(self, operation: Base) -> Base:
         """What a push or a pull request is about, found out in the pod before it is decided and shown to a person.
@@ -78,6 +119,10 @@ class Executors:
             if self._tools is None:
                 raise OperationError("no external tool is attached to this pod", rule="tools.none")
             return await self._tools.call(grant, operation, meter)
+        if isinstance(operation, Run):
+            await self._compartment.wait(alone=False)
+            with self._compartment.entered(alone=False):
+                return await self._hands.execute(grant, operation, meter)
         if not operation.egress:
             return await self._hands.execute(grant, operation, meter)
         if self._egress is None:
@@ -91,5 +136,7 @@ class Executors:
         if isinstance(operation, CreatePr):
             return await self._egress.pull(grant, operation, meter)
         if isinstance(operation, GitPush):
-            return await self._push(self._egress, grant, operation, meter)
+            await self._compartment.wait(alone=True)
+            with self._compartment.entered(alone=True):
+                return await self._push(self._egress, grant, operation, meter)
         raise NoEgressError(f"nothing here carries {getattr(operation, 'kind', '')} yet", rule="pod.egress")
