@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-agentdojo bench-search prove clean
+.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ bench: setup ## the figures of the closing notes, against their floors and peers
 
 bench-decision: setup ## one decision against cedarpy, regorus, agent-governance-toolkit and casbin
 	@$(BIN)/python -m bench.decision
+
+bench-redos: setup ## the ReDoS scan on public corpora of patterns (network; the first run takes a quarter of an hour)
+	@$(BIN)/python -m bench.redos
 
 bench-egress: setup ## what the way out costs: requests, a stream of bytes, names, a hundred gateways
 	@$(BIN)/python -m bench.egress --runs 5 --gateways 100

@@ -249,3 +249,9 @@ def test_what_passes_is_accepted_by_re2(pattern: str) -> None:
         options = re2.Options()
         options.log_errors = False
         re2.compile(pattern, options)
+
+
+def test_a_pattern_holds_no_nul() -> None:
+    with pytest.raises(InvalidError, match="NUL") as caught:
+        validate_pattern("pattern", "a\0b")
+    assert caught.value.rule == "text.characters"

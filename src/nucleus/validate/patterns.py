@@ -33,6 +33,8 @@ def validate_pattern(name: str, pattern: str, *, ignore_case: bool = False) -> N
     """
     check_size(name, pattern, LIMITS.pattern_bytes, "limits.pattern")
     byte_length(name, pattern)
+    if "\0" in pattern:
+        raise InvalidError(f"{name}: holds NUL (at character {pattern.index(chr(0))})", rule="text.characters")
     finding = scan(pattern, ignore_case=ignore_case)
     if finding is not None:
         raise InvalidError(
