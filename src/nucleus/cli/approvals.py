@@ -37,6 +37,8 @@ usage: nucleus approvals list [--json]
        nucleus approvals approve ID [--scope KIND --times N] [--reason TEXT]
        nucleus approvals deny ID [--reason TEXT]
        nucleus approvals watch [--json]
+       nucleus approvals notify [--pod POD] --webhook URL [--secret-file FILE]
+       nucleus approvals notify [--pod POD] -- PROGRAM [ARG ...]
        nucleus approvals grants [--json]
        nucleus approvals revoke GRANT [--reason TEXT]
 
@@ -44,6 +46,8 @@ watch    ask for each request on this terminal, until interrupted; --json: print
          While somebody watches, operations that need an approval wait for it (at most 300 s).
 approve  once; with --scope and --times: a scope that `show` offers, N times (1 to 100), this one included, for at
          most 1 h. It holds when nobody watches any more, and ends with the pod.
+notify   tell somebody elsewhere of each request: JSON by POST (signed as Standard Webhooks has it), or on a
+         program's standard input. They count as present; the answer is given by approve or deny.
 grants   what was allowed more than once and still holds;  revoke ends one
 """
 _TABLE = {"json": FLAG, "help": FLAG, "reason": ONE, "scope": ONE, "times": ONE}
@@ -102,6 +106,8 @@ class Approver:
 
 def main(argv: list[str]) -> int:
     """Run the verb. Raises NucleusError."""
+    if argv[:1] == ["notify"]:
+        return _notify(argv[1:])
     options, words = parse(argv, _TABLE)
     positional: list[str] = []
     while words:  # options may follow the words
@@ -119,8 +125,7 @@ def main(argv: list[str]) -> int:
                 return _no_helper(positional[0], as_json=options["json"])
             launcher = Launcher(channel)
         case ["watch"]:
-            if os.environ.get("NUCLEUS_NO_HELPER", "") not in ("", "0"):
-                raise invalid("a private builder has no requests but its own launcher's: watch needs the helper")
+            _needs_helper("watch")
             launcher = Launcher.open()
         case _:
             raise invalid("approvals list, show ID, approve ID, deny ID, watch, grants, or revoke GRANT")
@@ -128,6 +133,27 @@ def main(argv: list[str]) -> int:
         approver = Approver(launcher.attach_approver())
         try:
             return _verb(approver, positional, options, wider)
+        finally:
+            approver.close()
+
+
+def _needs_helper(verb: str) -> None:
+    if os.environ.get("NUCLEUS_NO_HELPER", "") not in ("", "0"):
+        raise invalid(f"a private builder has no requests but its own launcher's: {verb} needs the helper")
+
+
+def _notify(argv: list[str]) -> int:
+    from nucleus.cli import notify  # weight: only who notifies
+
+    values, deliver = notify.options(argv)
+    if values["help"]:
+        sys.stdout.write(USAGE)
+        return 0
+    _needs_helper("notify")
+    with Launcher.open() as launcher:
+        approver = Approver(launcher.attach_approver())
+        try:
+            return notify.run(approver, deliver, values["pod"])
         finally:
             approver.close()
 
