@@ -1,7 +1,7 @@
 """The authority's one loop: gather what is ready, do it as one batch, answer; the builder's orders in between.
 
 Promises: single-threaded, so the ledger and the log have one writer; a peer that misbehaves loses its own channel and
-nothing else; when the builder is gone, pods are closed, the log's head is kept, and the loop ends.
+nothing else; when the builder is gone, pods are closed, the log is signed, its head kept, and the loop ends.
 Does not: use asyncio (its import alone costs more than this process's whole start).
 """
 
@@ -25,6 +25,7 @@ from nucleus.authority.peers import (
     WorkloadDoor,
 )
 from nucleus.authority.service import Service
+from nucleus.authority.signing import Signer
 from nucleus.errors import AuditError, InvalidError, NucleusError
 from nucleus.frames import Frame
 from nucleus.pod.packets import Packet, close_all, error_body, recv_packet, send_packet
@@ -44,10 +45,12 @@ class Loop:
         builder: the seqpacket channel, configured; owned by the caller.
         service: what the channels ask of.
         trust_domain: for the Workload listeners' names.
+        signer: of the service's log.
     """
 
-    def __init__(self, builder: socket.socket, service: Service, trust_domain: str) -> None:
+    def __init__(self, builder: socket.socket, service: Service, trust_domain: str, signer: Signer) -> None:
         self._builder = builder
+        self._signer = signer
         self._service = service
         self._trust_domain = trust_domain
         self._epoll = select.epoll()
@@ -83,13 +86,15 @@ class Loop:
         for channel in lost:
             self._drop(channel)
         running = self._orders() if orders else True
+        self._signer.turn(self._service.now()[1])
         seq = self._service.log.head.seq
         if seq - self._checkpointed >= (CHECKPOINT_RECORDS if events else 1):
             self._checkpoint()
         return running
 
     def _patience(self) -> float:
-        deadline = self._service.desk.next_deadline_ns()
+        deadlines = (self._service.desk.next_deadline_ns(), self._signer.due_ns())
+        deadline = min((at for at in deadlines if at is not None), default=None)
         idle = IDLE_S if self._service.log.head.seq != self._checkpointed else -1.0
         if deadline is None:
             return idle
@@ -103,7 +108,7 @@ class Loop:
     def _checkpoint(self) -> None:
         self._checkpointed = self._service.log.head.seq
         try:
-            self._service.ledger.checkpoint(self._service.log.head)
+            self._service.ledger.checkpoint(self._service.log.head, self._signer.state())
         except AuditError:
             return  # the disk is full, say: everything that needs it is refused; the next start reads a little more
 
@@ -270,6 +275,7 @@ class Loop:
                 continue  # the next start ends it
         for channel in tuple(self._channels.values()):
             self._drop(channel)
+        self._signer.end(self._service.now()[1])
         self._checkpoint()
         self._epoll.close()
 

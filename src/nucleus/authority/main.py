@@ -26,11 +26,11 @@ from nucleus.authority.identities import Issuer
 from nucleus.authority.loop import Loop
 from nucleus.authority.recovery import Scan, at_start
 from nucleus.authority.service import Service
+from nucleus.authority.signing import Signer, open_log
 from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.kernel import syscalls
 from nucleus.pod.packets import close_all, error_body, recv_packet, send_packet
-from nucleus.store.audit_log import AuditLog
 from nucleus.store.ledger import Ledger, lock_state
 
 BUILDER_FD = 3
@@ -69,7 +69,7 @@ def _configure(builder: socket.socket, body: dict[str, Any]) -> Loop:
     if not state_dir.startswith("/"):
         raise InvalidError("state_dir is not an absolute path", rule="frames.field")
     become(fields.uid(body) if "uid" in body else os.geteuid())  # 3
-    return Loop(builder, open_state(state_dir, trust_domain), trust_domain)
+    return Loop(builder, *open_state(state_dir, trust_domain))
 
 
 def become(uid: int) -> None:
@@ -95,22 +95,26 @@ def become(uid: int) -> None:
         raise SandboxError("the builder is gone", rule="authority.parent")
 
 
-def open_state(state_dir: str, trust_domain: str) -> Service:
-    """Step 4. The lock is held until the process ends.
+def open_state(state_dir: str, trust_domain: str) -> tuple[Service, str, Signer]:
+    """Step 4: what the loop serves, its trust domain, and what signs the log. The lock is held until the process ends.
 
     Raises:
-        AuditError: another authority has the state, the log does not verify, or the ledger cannot be opened.
+        AuditError: another authority has the state, the log does not verify or is not what was signed, or something
+            of the state cannot be opened.
         SandboxError: the directory is not ours.
     """
     lock_state(state_dir)
     ledger = Ledger(state_dir)
     ledger.load()
     scan = Scan()
-    log = AuditLog(state_dir, ledger.head(), scan.see)
+    signer = open_log(state_dir, trust_domain, ledger, scan.see)
+    log = signer.log
     at_start(ledger, log, scan, system, log.torn)
     if log.head.seq:
-        ledger.checkpoint(log.head)
-    return Service(ledger, log, Issuer(state_dir, trust_domain), trust_domain, system, f"{state_dir}/credentials")
+        ledger.checkpoint(log.head, signer.state())
+    issuer = Issuer(state_dir, trust_domain)
+    service = Service(ledger, log, issuer, trust_domain, system, f"{state_dir}/credentials")
+    return service, trust_domain, signer
 
 
 if __name__ == "__main__":

@@ -23,16 +23,25 @@ if TYPE_CHECKING:
     from nucleus.audit.verify import Report
 
 USAGE = """\
-usage: nucleus-audit verify FILE [--expect-seq N --expect-hash HASH] [--json]
+usage: nucleus-audit verify FILE [--expect-seq N --expect-hash HASH] [--key KEY] [--checkpoint FILE] [--witness KEY]
+                            [--require-complete] [--json]
        nucleus-audit show FILE [--pod POD] [--seq N] [--json]
+       nucleus-audit prove | receipt | check-proof | witness ... (each has --help)
 
-verify   every record's hash, place and predecessor. A head that was noted elsewhere (--expect-seq, --expect-hash)
-         also shows a cut tail and a rewrite up to there.
+verify   every record's hash, place and predecessor, and the tree against the signed checkpoints beside the log. A head
+         or checkpoint that was noted elsewhere (--expect-seq and --expect-hash, --checkpoint), or a witness (--witness,
+         its public key) also show a cut tail and a rewrite up to there. --key: the log's public key, or a file with it.
 show     the records, one a line; --json: as they are stored.
 
-exit codes: 0 verified; 1 does not verify; 2 unusable
+prove, receipt, check-proof   that a record, or an older log, is in the signed log; checked without the log
+witness                       cosign the log's checkpoints as long as it only grows
+
+exit codes: 0 verified; 1 does not verify; 2 unusable; 3 verified, but not known to be complete (--require-complete)
 """
-_TABLE = {"json": FLAG, "help": FLAG, "pod": ONE, "seq": ONE, "expect-seq": ONE, "expect-hash": ONE}
+_TABLE = {
+    "json": FLAG, "help": FLAG, "pod": ONE, "seq": ONE, "expect-seq": ONE, "expect-hash": ONE, "key": ONE,
+    "checkpoint": ONE, "witness": ONE, "require-complete": FLAG,
+}  # fmt: skip
 _CHUNK = 1 << 20
 
 
@@ -49,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    if argv and argv[0] in ("prove", "receipt", "check-proof"):
+        from nucleus.cli.audit_proofs import run as proofs  # weight
+
+        return proofs(argv)
+    if argv and argv[0] == "witness":
+        from nucleus.cli.audit_witness import run as witness  # weight
+
+        return witness(argv[1:])
     options, words = parse(argv, _TABLE)
     positional: list[str] = []
     while words:  # options may follow the words
@@ -73,7 +90,12 @@ def _verify(path: str, options: dict[str, Any]) -> int:
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise invalid("--expect-seq N and --expect-hash HASH (64 hex digits) go together")
         pin = (_number(options["expect-seq"], "expect-seq"), digest)
-    report = _read(path, None, pin)
+    from nucleus.cli.audit_tree import TreeCheck  # weight
+
+    tree = TreeCheck(path, options["key"], options["checkpoint"], options["witness"])
+    report, found = tree.judge(_read(path, None, pin, None if tree.idle else tree.feed))
+    complete = max(found.complete, pin[0] if pin is not None and report.pinned else 0)
+    verdict = f"internally consistent, complete up to record {complete}" if found.complete else report.verdict
     if options["json"]:
         answer = {
             "ok": report.ok,
@@ -82,17 +104,20 @@ def _verify(path: str, options: dict[str, Any]) -> int:
             "hash": report.head.hash,
             "line": report.line,
             "problem": report.problem,
-            "complete": report.pinned,
-            "verdict": report.verdict,
+            "complete": report.ok and complete > 0,
+            "verdict": verdict,
+            "tree": found.data,
         }
         sys.stdout.write(json.dumps(answer) + "\n")
     elif report.ok:
-        sys.stdout.write(
-            f"ok: {report.records} records, {report.verdict}\nhead: {report.head.seq} {report.head.hash}\n"
-        )
+        sys.stdout.write(f"ok: {report.records} records, {verdict}\nhead: {report.head.seq} {report.head.hash}\n")
     else:
         sys.stdout.write(f"FAILED: {printable(report.verdict)}\n{report.records} records before it verified\n")
-    return 0 if report.ok else 1
+    if not options["json"]:
+        sys.stdout.write("".join(f"{printable(remark)}\n" for remark in found.remarks))
+    if not report.ok:
+        return 1
+    return 3 if options["require-complete"] and not complete else 0
 
 
 def _show(path: str, options: dict[str, Any]) -> int:
@@ -147,7 +172,12 @@ def clock(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _read(path: str, on_record: Callable[[dict[str, Any]], None] | None, pin: tuple[int, str] | None) -> Report:
+def _read(
+    path: str,
+    on_record: Callable[[dict[str, Any]], None] | None,
+    pin: tuple[int, str] | None,
+    also: Callable[[bytes], None] | None = None,
+) -> Report:
     from nucleus.audit.verify import Verifier
 
     verifier = Verifier(on_record=on_record, pin=pin)
@@ -155,7 +185,8 @@ def _read(path: str, on_record: Callable[[dict[str, Any]], None] | None, pin: tu
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         while (chunk := os.read(fd, _CHUNK)) and verifier.feed(chunk):
-            pass
+            if also is not None:
+                also(chunk)
     finally:
         os.close(fd)
     return verifier.finish()

@@ -6,6 +6,7 @@ Promises:
  2. A last line that a crash cut in mid-write is set aside in a file of its own and cut off; nothing else ever is.
  3. `write` returns once the bytes are durable (fdatasync). When it fails, they are cut back, so that the log still
     verifies; when that fails too, or the sync does, the log takes nothing more until the authority is started again.
+ 4. `tree` is the Merkle tree over the lines that are durable: each line is hashed as it was written, not read back.
 Relies on: being the only writer (the authority holds the state directory's lock).
 Does not: rotate, or show completeness (`audit.verify`).
 """
@@ -15,10 +16,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from nucleus.audit.chain import Head, extend
+from nucleus.audit.merkle import Roots, Tree
 from nucleus.audit.record import LINE_BYTES, Record
 from nucleus.audit.verify import Verifier
 from nucleus.errors import AuditError
@@ -42,17 +44,25 @@ class AuditLog:
         directory: the state directory.
         start: the head on record, from which verification goes on; None verifies everything.
         on_record: called with each record verified at the start.
+        tree: the tree at `start`; None makes it from the log, in one pass that hashes and does not verify.
+        sizes: where to note the tree's root in `roots`; those below the tree's start are not met.
 
     Raises:
         AuditError: the log does not verify, is shorter than the head on record, or cannot be opened.
     """
 
     def __init__(
-        self, directory: str, start: Head | None = None, on_record: Callable[[dict[str, Any]], None] | None = None
+        self,
+        directory: str,
+        start: Head | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+        tree: Tree | None = None,
+        sizes: Iterable[int] = (),
     ) -> None:
         self.path = os.path.join(directory, FILE)
         self._directory = directory
         self._broken = ""
+        self.held = ""  # why nothing is taken for now (`authority.signing`)
         self.torn: Torn | None = None
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -60,7 +70,13 @@ class AuditLog:
             raise AuditError(f"{self.path}: {error.strerror}", rule="audit.open") from error
         try:
             self._check_file()
-            self.head = self._verify(start if start is not None and start.seq else None, on_record)
+            if start is not None and not start.seq:
+                start = None
+            if start is None or (tree is not None and tree.size != start.seq):
+                tree = None
+            roots = Roots(sizes, tree)
+            self.head = self._verify(start, on_record, roots)
+            self.tree, self.roots = roots.tree, roots.at
             self._sync_directory()
         except BaseException:
             os.close(self._fd)
@@ -70,8 +86,8 @@ class AuditLog:
 
     def stage(self, record: Record) -> Head:
         """Add a record to the batch; the head that it will have. Raises InvalidError; AuditError when broken."""
-        if self._broken:
-            raise AuditError(self._broken, rule="audit.broken")
+        if self._broken or self.held:
+            raise AuditError(self._broken or self.held, rule="audit.broken")
         self._next, line = extend(self._next, record)
         self._staged.append(line)
         return self._next
@@ -90,7 +106,7 @@ class AuditLog:
         """Append the batch and sync it: all of it or, with an AuditError, nothing."""
         if not self._staged:
             return
-        data = b"".join(self._staged)
+        data = b"".join(lines := self._staged.copy())
         written = self._next
         self.discard()
         try:
@@ -108,6 +124,7 @@ class AuditLog:
             self._cut_back()
             raise AuditError(self._broken, rule="audit.append") from error
         self.head = self._next = written
+        self.tree.extend([line[:-1] for line in lines])
 
     def close(self) -> None:
         """Close the file."""
@@ -127,8 +144,8 @@ class AuditLog:
         if stat.S_IMODE(found.st_mode) & 0o077:
             raise AuditError(f"{self.path} is open to others", rule="audit.open", next_step=f"chmod 600 {self.path}")
 
-    def _verify(self, start: Head | None, on_record: Callable[[dict[str, Any]], None] | None) -> Head:
-        """Promises 1 and 2."""
+    def _verify(self, start: Head | None, on_record: Callable[[dict[str, Any]], None] | None, roots: Roots) -> Head:
+        """Promises 1 and 2; `roots` is taken to the same place."""
         size = os.fstat(self._fd).st_size
         if start is not None:
             self._check_start(start, size)
@@ -136,13 +153,26 @@ class AuditLog:
             return Head()
         verifier = Verifier(start, on_record)
         at = start.offset if start is not None else 0
+        self._rebuild(roots, start)
         while chunk := os.pread(self._fd, _CHUNK, at):
             at += len(chunk)
             if not verifier.feed(chunk):
                 raise self._refused(verifier.finish().verdict, start)
+            roots.feed(chunk)
         if verifier.torn:
             self._set_aside(verifier.head, at)
         return verifier.head
+
+    def _rebuild(self, roots: Roots, start: Head | None) -> None:
+        """The tree up to `start`, unless it was given."""
+        if start is None or roots.tree.size:
+            return
+        at = 0
+        while chunk := os.pread(self._fd, min(_CHUNK, start.offset - at), at):
+            at += len(chunk)
+            roots.feed(chunk)
+        if (roots.tree.size, roots.offset) != (start.seq, start.offset):
+            raise self._refused(f"record {start.seq} is not where the ledger knows it to be", start)
 
     def _check_start(self, start: Head, size: int) -> None:
         if size < start.offset:

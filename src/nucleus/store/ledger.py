@@ -323,14 +323,17 @@ class Ledger:
         """Note, for the next checkpoint, that the log has a reservation's intent or outcome."""
         self._marks.append((_OUTCOME if outcome else _INTENT, bytes.fromhex(reservation)))
 
-    def checkpoint(self, head: Head) -> None:
+    def checkpoint(self, head: Head, tree: str = "") -> None:
         """Keep the log's head, and what it says of reservations up to there; then fold the WAL into the file.
+
+        `tree`: the log's tree at that head and what was signed of it, as text for `tree` (`authority.signing`).
 
         Everything that the batches before wrote is in the WAL before this, so a checkpoint that survived proves them.
         """
         self.begin(durable=True)
         try:
             self._execute("INSERT OR REPLACE INTO meta VALUES ('head', ?)", (f"{head.seq} {head.hash} {head.offset}",))
+            self._execute("INSERT OR REPLACE INTO meta VALUES ('tree', ?)", (tree,))
             for mark in self._marks:
                 self._execute("UPDATE reservations SET logged=? WHERE id=?", mark)
         except AuditError:
@@ -347,6 +350,11 @@ class Ledger:
             return None
         seq, digest, offset = row[0].split(" ")
         return Head(int(seq), digest, int(offset))
+
+    def tree(self) -> str:
+        """The log's tree at the last checkpoint, as it was given there; "" when there is none."""
+        row = self._execute("SELECT value FROM meta WHERE key='tree'").fetchone()
+        return str(row[0]) if row is not None else ""
 
     def void_approvals(self) -> None:
         """A new authority has a new key: no request waits any more and no approval is good."""
