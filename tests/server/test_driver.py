@@ -19,6 +19,7 @@ from nucleus.server import driver as driver_module
 from nucleus.server.channel import Channel
 from nucleus.server.driver import Driver
 from nucleus.server.executor import Executor
+from nucleus.server.executors import Executors
 
 WHO = Principal("spiffe://nucleus.local/ns/default/sa/agent", "x509-svid", "agent")
 ALLOW = Decision(Verdict.ALLOW, "capabilities", "allowed")
@@ -89,7 +90,7 @@ def play(
         other = asyncio.ensure_future(hands(theirs, answer, seen))
         channel = await Channel.over(ours, lambda: SandboxError("the pod is gone", rule="hands.gone"))
         clock = iter(range(0, 10**12, 10**6))
-        executor = Executor(channel, visible, (), lambda: next(clock))
+        executor = Executors(Executor(channel, visible, (), lambda: next(clock)), None)
         ids = iter(f"{n:032x}" for n in range(100))
         driver = Driver(Gate(), lambda _: decision, authority, executor, lambda: next(ids))  # type: ignore[arg-type]
         try:

@@ -13,7 +13,7 @@ usage: nucleus helper status [--json]
        nucleus helper stop
 
 The resident helper keeps the zygote and the authority warm; it starts by itself and ends when idle.
-`stop` ends it and destroys every pod that it made.
+`stop` ends it, destroys every pod that it made, and returns when all is written.
 """
 
 
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
         return 1
     with Launcher(channel) as launcher:
         answer = launcher.call(verb).body
+        if verb == "stop":
+            launcher.wait_gone()
     if verb == "stop":
         sys.stdout.write("stopped\n")
         return 0

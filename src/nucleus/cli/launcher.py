@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from socket import socket as ApproverSocket
     from typing import Any
 
+_END_SECONDS = 10.0  # pods are destroyed, and the log's last checkpoint is signed
 CREATE_TIMEOUT_S = 60.0  # a cold helper starts three processes first
 _PACKETS_KEPT = 256  # events that nobody has read yet
 
@@ -86,6 +87,17 @@ class Launcher:
             self._event(packet)
         events, self._events = self._events, []
         return events
+
+    def wait_gone(self) -> None:
+        """Wait for the builder's end: its pods are gone and the authority has signed its log."""
+        from nucleus.errors import SandboxError
+
+        self._channel.settimeout(_END_SECONDS)
+        try:
+            while True:
+                self.events(wait=True)
+        except SandboxError:
+            return
 
     def create_pod(self, spec: dict[str, Any], fds: tuple[int, ...]) -> Pod:
         """Make a pod. Raises NucleusError as the builder or the gate reported it."""

@@ -125,8 +125,8 @@ def _operation(raw: object) -> Base | None:
     from pydantic import ValidationError
 
     try:
-        found: Base = ADAPTER.validate_python(raw)
-    except ValidationError:
+        found: Base = ADAPTER.validate_json(json.dumps(raw))  # arrays are tuples there
+    except (ValidationError, ValueError):
         return None
     return found
 

@@ -32,6 +32,9 @@ def display_lines(operation: Base, because: str = "") -> tuple[str, ...]:
     raw = operation.model_dump(mode="json")
     lines = [f"operation: {raw.pop('kind')}"]
     for name, value in raw.items():
+        if name == "files":
+            lines += [f"file {path}: {digest if ' ' in digest else f'sha256 {digest}'}" for path, digest in value]
+            continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
         if name in _FILE_TEXT and len(text) > _HEAD + _TAIL:
             data = text.encode("utf-8", "surrogatepass")

@@ -108,10 +108,10 @@ def handle(request: Request, gate: Gate) -> Steps:
     try:
         state.principal = yield fx.Authenticate()
         operation = yield fx.Validate(request.raw)
-        if operation.resolved:
+        if operation.resolved and operation.egress:
             operation = yield from _resolve(state, gate, operation)
         state.operation, state.digest, state.logged = operation, operation_hash(operation), _loggable(operation)
-        token = yield from _decide(state, gate, operation)
+        operation, token = yield from _decide(state, gate, operation)
     except (NucleusError, fx.ClientGone) as error:
         return (yield from _refuse(state, error))
     return (yield from _carry_out(state, gate.session, operation, token))
@@ -130,8 +130,8 @@ def _resolve(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect,
     return operation
 
 
-def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, str]:
-    """Steps 3 and 4. Returns the approval token, "" when none is needed."""
+def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, tuple[Base, str]]:
+    """Steps 3 and 4. Returns what was decided on, and the approval token, "" when none is needed."""
     state.decision = decision = yield fx.Decide(operation)
     if decision.verdict is Verdict.DENY:
         raise DeniedError(decision.reason, rule=decision.rule, next_step=decision.next_step)
@@ -144,7 +144,11 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
     if isinstance(operation, CallTool) and not gate.tools:
         raise OperationError("no external tool is attached to this pod", rule="tools.none")
     if decision.verdict is Verdict.ALLOW:
-        return ""
+        return operation, ""
+    if isinstance(operation, Run):
+        # The yes is to what the named files hold now, too.
+        operation = yield fx.Resolve(operation)
+        state.operation, state.digest, state.logged = operation, operation_hash(operation), _loggable(operation)
     policy = gate.session.policy if gate.session is not None else None
     approval: Approval = yield fx.Ask(
         operation,
@@ -175,7 +179,7 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
             rule=again.rule,
             next_step="Ask for it once more.",
         )
-    return approval.token
+    return operation, approval.token
 
 
 def _carry_out(state: _State, session: Session | None, operation: Base, token: str) -> Steps:

@@ -103,16 +103,22 @@ class Grep(Base):
 
 
 class Run(Base):
-    """Run `argv` (no shell) in directory `cwd`."""
+    """Run `argv` (no shell) in directory `cwd`.
+
+    `files`: where a person is asked, the files of the workspace that the words name, each with its SHA-256, or with why
+    it has none: the yes is to them.
+    """
 
     capability = "run_bash"
     path_fields = ("cwd",)
     effect = True
+    resolved = ("files",)
     kind: Literal["run"] = "run"
     argv: tuple[str, ...] = Field(min_length=1, strict=False)
     cwd: str = "."
     stdin: str = ""
     timeout_ms: int = Field(default=LIMITS.run_timeout_ms, ge=1, le=LIMITS.run_timeout_max_ms)
+    files: tuple[tuple[str, str], ...] = Field(default=(), strict=False)
 
 
 class GitStatus(Base):

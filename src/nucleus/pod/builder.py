@@ -145,7 +145,7 @@ class Builder:
         for peer in self._peers.values():
             peer.close()
         # The authority flushes and ends by itself at the end of its channel; what is left dies with us.
-        for _ in range(50):
+        for _ in range(500):
             if "authority" not in self.pids or _ended(self.pids["authority"]):
                 break
             await _sleep(self.loop, 0.01)

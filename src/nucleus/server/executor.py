@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,23 @@ class Executor:
         if not is_ref(plan["target"]) or not all(_is_oid(plan[name]) for name in ("old", "new")):
             raise OperationError("the repository has no such ref to push", rule="hands.git")
         return {**plan, "forced": ok["forced"]}
+
+    async def digest(self, path: str) -> str:
+        """SHA-256 (hex) of a file of the workspace, or of a symlink's target; in words why there is none."""
+        for _ in range(2):
+            header = {"op": "read", "path": path, "offset": 0, "limit": LIMITS.read_bytes}
+            frame = await self._call(header, b"", _deadline_ns(Base()))
+            error = frame.header.get("error")
+            resolved = error.get("resolved") if isinstance(error, dict) else None
+            if not isinstance(resolved, str) or not 0 < len(resolved) <= LIMITS.path_bytes:
+                break
+            path = resolved
+        ok = frame.header.get("ok")
+        if not isinstance(ok, dict):
+            return "no file now"
+        if ok.get("truncated") is not False:
+            return f"NOT BOUND: more than {LIMITS.read_bytes} bytes"
+        return hashlib.sha256(frame.body).hexdigest()
 
     async def push(self, endpoint: str, operation: GitPush, meter: Meter) -> str:
         """Have git push to `endpoint`; what it said. Raises as `execute`."""
@@ -236,6 +254,7 @@ def _request(operation: Base, hidden: dict[str, Any]) -> tuple[dict[str, Any], b
         del header["content"], header["encoding"]
     elif isinstance(operation, Run):
         body = header.pop("stdin").encode("utf-8")
+        del header["files"]
         header["output_bytes"] = LIMITS.output_bytes
     elif isinstance(operation, Glob):
         header.update(hidden, details=True)

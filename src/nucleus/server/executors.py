@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nucleus.errors import NoEgressError, OperationError
+from nucleus.lattice.commands import analyse
 from nucleus.model.grant import Grant
 from nucleus.model.operation import Base, CallTool, Connect, CreatePr, GitPush, Run, WebFetch, WebSearch
 from nucleus.model.receipt import Meter, Outcome, Redirect
@@ -17,13 +18,15 @@ from nucleus.server.egress import Egress
 from nucleus.server.executor import Executor
 from nucleus.server.tools import Tools
 
-PATIENCE_S = 10.0  # that a push waits for commands to end
+PATIENCE_S = 10.0  # that a push, or a command that a person allowed, waits for commands to end
+NAMED_FILES = 16
 
 
 class _Compartment:
-    """Commands share the work compartment; a push has it alone.
+    """Commands and writes share the work compartment; a push has it alone, and a command whose files a person allowed.
 
-    A program beside git could read from its arguments where the push's endpoint is, and be first there.
+    A program beside git could read from its arguments where the push's endpoint is, and be first there; one beside an
+    allowed script could change it on its way to the interpreter.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,7 @@ class _Compartment:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:
-            raise OperationError("a command is running: a push has the pod to itself", rule="git.busy") from None
+            raise OperationError("a command is running, and this needs the pod to itself", rule="pod.busy") from None
 
     @contextmanager
     def entered(self, *, alone: bool) -> Iterator[None]:
@@ -76,6 +79,8 @@ class Executors:
             OperationError: there is no such remote, branch or commit.
             DeniedError: the policy names no such repository.
         """
+        if isinstance(operation, Run):
+            return operation.model_copy(update={"files": await self._named(operation)})
         if self._egress is None:
             raise NoEgressError("no egress in this pod", rule="pod.egress")
         if isinstance(operation, GitPush):
@@ -94,6 +99,13 @@ class Executors:
             head = plan["target"].removeprefix("refs/heads/")
             return operation.model_copy(update={"url": plan["url"], "head": head})
         return operation
+
+    async def _named(self, operation: Run) -> tuple[tuple[str, str], ...]:
+        """The files of the workspace that a command's words name, with their SHA-256."""
+        words = list(dict.fromkeys(analyse(operation.argv, operation.cwd).paths))
+        found = [(path, await self._hands.digest(path)) for path in words[:NAMED_FILES]]
+        more = [("…", f"NOT BOUND: {len(words) - NAMED_FILES} more names")] if len(words) > NAMED_FILES else []
+        return (*found, *more)
 
     async def _push(self, egress: Egress, grant: Grant, operation: GitPush, meter: Meter) -> Outcome:
         """git itself, in the pod, against an endpoint that knows one update."""
@@ -119,7 +131,13 @@ class Executors:
             if self._tools is None:
                 raise OperationError("no external tool is attached to this pod", rule="tools.none")
             return await self._tools.call(grant, operation, meter)
-        if isinstance(operation, Run):
+        if isinstance(operation, Run) and operation.files:
+            await self._compartment.wait(alone=True)
+            with self._compartment.entered(alone=True):  # so that nothing changes them between here and there
+                if await self._named(operation) != operation.files:
+                    raise OperationError("a file that the command names has changed since", rule="approval.changed")
+                return await self._hands.execute(grant, operation, meter)
+        if operation.effect and not operation.egress:
             await self._compartment.wait(alone=False)
             with self._compartment.entered(alone=False):
                 return await self._hands.execute(grant, operation, meter)

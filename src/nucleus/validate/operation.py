@@ -104,6 +104,7 @@ def _run(operation: Any, changes: dict[str, Any]) -> None:
     if plain is not None and sum(byte_length("argv", word) + 1 for word in plain) <= LIMITS.argv_bytes:
         _keep(changes, "argv", argv, plain)
     check_size("stdin", operation.stdin, LIMITS.stdin_bytes, "limits.stdin")
+    _unresolved(operation)
 
 
 def _git_commit(operation: Any, changes: dict[str, Any]) -> None:
