@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import Any
 
 from nucleus.audit.chain import Head
@@ -24,6 +23,7 @@ from nucleus.audit.verify import Verifier
 from nucleus.errors import AuditError
 from nucleus.lattice.learn_evidence import Event, Facts
 from nucleus.model.operation import ADAPTER, Base
+from nucleus.store.segments import LogFiles
 
 _CHUNK = 1 << 20
 _UNREAD = ("invalid", "unauthenticated", "identity.refused")
@@ -47,16 +47,13 @@ def records_of(path: str, offset: int, pod: str) -> list[dict[str, Any]]:
             found.append(record)
 
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        try:
-            head = _before(fd, offset)
+        with LogFiles(path) as log:
+            head = _before(log, offset)
             verifier = Verifier(start=head, on_record=keep)
             at = head.offset
             # What follows pod.stop is of other pods, and its last line may be half written.
-            while (chunk := os.pread(fd, _CHUNK, at)) and verifier.feed(chunk):
+            while (chunk := log.pread(_CHUNK, at)) and verifier.feed(chunk):
                 at += len(chunk)
-        finally:
-            os.close(fd)
     except OSError as error:
         raise _unusable(path, error.strerror or type(error).__name__) from error
     if (problem := verifier.finish().problem) and not problem.startswith("truncated in mid-line"):
@@ -67,10 +64,13 @@ def records_of(path: str, offset: int, pod: str) -> list[dict[str, Any]]:
     return found
 
 
-def _before(fd: int, offset: int) -> Head:
+def _before(log: LogFiles, offset: int) -> Head:
     """The head after the last whole line that ends at or before `offset`."""
     start = max(offset - 2 * LINE_BYTES, 0)
-    lines = os.pread(fd, offset - start, start).split(b"\n")
+    data = b""
+    while start + len(data) < offset and (chunk := log.pread(offset - start - len(data), start + len(data))):
+        data += chunk
+    lines = data.split(b"\n")
     if len(lines) < 2:
         return Head()
     last = lines[-2]

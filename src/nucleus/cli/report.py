@@ -12,6 +12,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from nucleus.errors import AuditError
+from nucleus.store.segments import LogFiles
+
 LOG = "audit.jsonl"
 _LINE = 4_194_304  # bytes of one line at most
 _REFUSED = frozenset({"denied", "invalid", "unauthenticated", "identity.refused"})
@@ -76,8 +79,9 @@ def isolation_line(isolation: dict[str, Any]) -> str:
 def position(state_dir: str) -> int:
     """Where the log ends now, 0 when there is none that we can see."""
     try:
-        return os.stat(os.path.join(state_dir, LOG)).st_size
-    except OSError:
+        with LogFiles(os.path.join(state_dir, LOG)) as log:
+            return log.size
+    except (OSError, AuditError):
         return 0
 
 
@@ -85,15 +89,16 @@ def summarize(state_dir: str, offset: int, pod: str) -> Summary:
     """Count the records of `pod` behind `offset`. Never raises for what the log holds or lacks."""
     summary = Summary(pod, os.path.join(state_dir, LOG))
     try:
-        with open(summary.log, "rb") as log:
-            if os.fstat(log.fileno()).st_size < offset:
+        with LogFiles(summary.log) as log:
+            if log.size < offset:
                 summary.problem = "it is shorter than it was when the pod started"
                 return summary
-            log.seek(offset)
-            while line := log.readline(_LINE):
+            for line in log.lines(offset, _LINE):
                 _count(summary, line)
     except OSError as error:
         summary.problem = error.strerror or type(error).__name__
+    except AuditError as error:
+        summary.problem = error.message
     return summary
 
 

@@ -73,20 +73,25 @@ def _refused(record: dict[str, Any]) -> bool:
 
 def records_backwards(path: str) -> list[dict[str, Any]]:
     """The records at the log's end, the last one first."""
+    from nucleus.store.segments import LogFiles  # weight
+
+    data = b""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with LogFiles(path) as log:
+            size = log.size
+            at = first = max(0, size - TAIL_BYTES)
+            while chunk := log.pread(size - at, at) if at < size else b"":
+                at += len(chunk)
+                data += chunk
     except OSError as error:
         raise AuditError(
             f"the audit log {path} cannot be read: {error.strerror}",
             rule="why.log",
             next_step="Run it as the user who runs Nucleus, or name the state directory in NUCLEUS_STATE.",
         ) from error
-    with os.fdopen(fd, "rb") as file:
-        size = os.fstat(fd).st_size
-        file.seek(max(0, size - TAIL_BYTES))
-        lines = file.read(TAIL_BYTES).split(b"\n")
+    lines = data.split(b"\n")
     found = []
-    for line in reversed(lines[1:] if size > TAIL_BYTES else lines):
+    for line in reversed(lines[1:] if first else lines):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
