@@ -327,7 +327,9 @@ def show(root: Path, canary: str, started: float) -> int:
     print(
         f"\nbudget   ${spent / 1e6:.6f} of $2.00 used, {sum(r['event'] == 'outcome' for r in records.values())} operations"
     )
-    verify = subprocess.run([NUCLEUS + "-audit", "verify", str(audit)], capture_output=True, text=True, check=False)
+    verify = subprocess.run(
+        [NUCLEUS + "-audit", "verify", "--consistent", str(audit)], capture_output=True, text=True, check=False
+    )
     print("audit    " + (verify.stdout + verify.stderr).strip().replace("\n", "\n         "))
     if verify.returncode != 0:
         problems.append("the audit log does not verify")

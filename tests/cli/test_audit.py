@@ -30,14 +30,15 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_a_good_log(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(log)]) == 0
+    assert main(["verify", str(log)]) == 3  # an exit code of its own
     out = capsys.readouterr().out
     assert "5 records" in out
-    assert "completeness unknown" in out
+    assert "internally consistent, completeness unknown" in out
+    assert main(["verify", str(log), "--consistent"]) == 0
 
 
 def test_json_and_a_pinned_head(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "--json", str(log)]) == 0
+    assert main(["verify", "--json", str(log)]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"]
     assert not answer["complete"]
@@ -45,7 +46,7 @@ def test_json_and_a_pinned_head(log: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["verify", str(log), *pin, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["complete"]
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
-    assert main(["verify", str(log)]) == 0
+    assert main(["verify", str(log)]) == 3
     assert main(["verify", str(log), *pin]) == 1
     assert "before the pinned record" in capsys.readouterr().out
 
@@ -92,7 +93,7 @@ def test_unusable_is_neither(log: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert main(argv) == 2, argv
         assert capsys.readouterr().err
-    assert main(["verify", str(tmp_path / "fifo")]) == 1  # opened without waiting: an empty log
+    assert main(["verify", str(tmp_path / "fifo")]) == 2  # and does not wait
     log.write_bytes(b"")
     assert main(["verify", str(log)]) == 1
     assert "empty" in capsys.readouterr().out
@@ -101,6 +102,6 @@ def test_unusable_is_neither(log: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_two_programs(log: Path) -> None:
     program = Path(sys.executable).parent / "nucleus-audit"
     for command in ([str(program)], [sys.executable, "-m", "nucleus.cli.main", "audit"]):
-        done = subprocess.run([*command, "verify", str(log)], capture_output=True, check=False)
+        done = subprocess.run([*command, "verify", "--consistent", str(log)], capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         assert subprocess.run([*command, "--help"], capture_output=True, check=True).stdout.startswith(b"usage")

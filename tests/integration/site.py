@@ -111,7 +111,7 @@ class Site:
         return [json.loads(line) for line in self.audit_log.read_text().splitlines()] if self.audit_log.exists() else []
 
     def verify(self) -> subprocess.CompletedProcess[str]:
-        return self.cli("verify", str(self.audit_log), program="nucleus-audit")
+        return self.cli("verify", "--consistent", str(self.audit_log), program="nucleus-audit")
 
     def close(self) -> None:
         self.cli("helper", "stop")

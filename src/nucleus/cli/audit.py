@@ -1,9 +1,10 @@
 """`nucleus-audit` (also `nucleus audit`): does a log verify, and what does it say.
 
-Promises: exit 0 only when every line verified, 1 when one did not, 2 when there was nothing to look at (no such file,
-wrong arguments); the file is only read; what a record holds is shown escaped; `show` shows no record after the first
-line that does not verify. Reads in pieces: a log of any size.
-Does not: show completeness without a pinned head (`--expect-seq` and `--expect-hash`), and says so.
+Promises: exit 0 only when every line verified and something that was kept elsewhere says up to where the log is
+complete; 3 when every line verified and nothing says so; 1 when a line did not, 2 when there was nothing to look at (no
+such file, wrong arguments). Files are only read, closed segments first; what a record holds is shown escaped; `show`
+shows no record after the first line that does not verify. Reads in pieces: a log of any size.
+Does not: show completeness without a pin (a head, a checkpoint, a witness), and says so.
 """
 
 from __future__ import annotations
@@ -20,39 +21,46 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from nucleus.audit.verify import Report
+    from nucleus.audit.verify import Remarks, Report
 
 USAGE = """\
 usage: nucleus-audit verify FILE [--expect-seq N --expect-hash HASH] [--key KEY] [--checkpoint FILE] [--witness KEY]
-                            [--require-complete] [--json]
+                            [--consistent] [--json]
        nucleus-audit show FILE [--pod POD] [--seq N] [--json]
-       nucleus-audit prove | receipt | check-proof | witness ... (each has --help)
+       nucleus-audit query | tail | stats | export | prove | receipt | check-proof | witness ... (each has --help)
 
 verify   every record's hash, place and predecessor, and the tree against the signed checkpoints beside the log. A head
          or checkpoint that was noted elsewhere (--expect-seq and --expect-hash, --checkpoint), or a witness (--witness,
          its public key) also show a cut tail and a rewrite up to there. --key: the log's public key, or a file with it.
+         --consistent: exit 0 also when nothing says whether the log is complete.
 show     the records, one a line; --json: as they are stored.
 
+query, tail, stats, export    the records that are asked for, as they are written, counted, or for other programs
 prove, receipt, check-proof   that a record, or an older log, is in the signed log; checked without the log
 witness                       cosign the log's checkpoints as long as it only grows
 
-exit codes: 0 verified; 1 does not verify; 2 unusable; 3 verified, but not known to be complete (--require-complete)
+exit codes: 0 verified, complete up to the pin; 1 does not verify; 2 unusable;
+            3 internally consistent, completeness unknown: nothing that was kept elsewhere was given
 """
 _TABLE = {
     "json": FLAG, "help": FLAG, "pod": ONE, "seq": ONE, "expect-seq": ONE, "expect-hash": ONE, "key": ONE,
-    "checkpoint": ONE, "witness": ONE, "require-complete": FLAG,
+    "checkpoint": ONE, "witness": ONE, "consistent": FLAG,
 }  # fmt: skip
-_CHUNK = 1 << 20
+READ = ("query", "tail", "stats", "export")
+CONSISTENT = 3  # exit code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own); return the exit code."""
-    from nucleus.errors import InvalidError
+    from nucleus.errors import AuditError, InvalidError
 
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except (InvalidError, OSError) as error:
-        text = error.diagnostics() if isinstance(error, InvalidError) else f"unusable: {error}"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)  # nobody reads on: the rest goes nowhere
+        return 0
+    except (InvalidError, AuditError, OSError) as error:
+        text = f"unusable: {error}" if isinstance(error, OSError) else error.diagnostics()
         sys.stderr.write(printable(text) + "\n")
         return 2
 
@@ -62,6 +70,10 @@ def _run(argv: list[str]) -> int:
         from nucleus.cli.audit_proofs import run as proofs  # weight
 
         return proofs(argv)
+    if argv and argv[0] in READ:
+        from nucleus.cli.audit_read import run as read  # weight
+
+        return read(argv)
     if argv and argv[0] == "witness":
         from nucleus.cli.audit_witness import run as witness  # weight
 
@@ -90,10 +102,12 @@ def _verify(path: str, options: dict[str, Any]) -> int:
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise invalid("--expect-seq N and --expect-hash HASH (64 hex digits) go together")
         pin = (_number(options["expect-seq"], "expect-seq"), digest)
+    from nucleus.audit.verify import Remarks
     from nucleus.cli.audit_tree import TreeCheck  # weight
 
-    tree = TreeCheck(path, options["key"], options["checkpoint"], options["witness"])
-    report, found = tree.judge(_read(path, None, pin, None if tree.idle else tree.feed))
+    tree, remarks = TreeCheck(path, options["key"], options["checkpoint"], options["witness"]), Remarks()
+    report, found = tree.judge(scan(path, remarks.see, pin, None if tree.idle else tree.feed))
+    found.remarks += [*_missing(path, report.ok), *_said(remarks)]
     complete = max(found.complete, pin[0] if pin is not None and report.pinned else 0)
     verdict = f"internally consistent, complete up to record {complete}" if found.complete else report.verdict
     if options["json"]:
@@ -102,22 +116,47 @@ def _verify(path: str, options: dict[str, Any]) -> int:
             "records": report.records,
             "seq": report.head.seq,
             "hash": report.head.hash,
+            "file": report.file,
             "line": report.line,
+            "kind": report.kind,
             "problem": report.problem,
             "complete": report.ok and complete > 0,
             "verdict": verdict,
             "tree": found.data,
+            "clock_back": {"times": remarks.clock_back, "first": remarks.clock_back_first, "ns": remarks.clock_back_ns},
+            "open_intents": {"records": remarks.open_intents, "first": remarks.open_first},
+            "remarks": found.remarks,
         }
         sys.stdout.write(json.dumps(answer) + "\n")
     elif report.ok:
         sys.stdout.write(f"ok: {report.records} records, {verdict}\nhead: {report.head.seq} {report.head.hash}\n")
     else:
-        sys.stdout.write(f"FAILED: {printable(report.verdict)}\n{report.records} records before it verified\n")
+        sys.stdout.write(f"FAILED ({report.kind}): {printable(report.verdict)}\n")
+        sys.stdout.write(f"{report.records} records before it verified\n")
     if not options["json"]:
         sys.stdout.write("".join(f"{printable(remark)}\n" for remark in found.remarks))
     if not report.ok:
         return 1
-    return 3 if options["require-complete"] and not complete else 0
+    return 0 if complete or options["consistent"] else CONSISTENT
+
+
+def _missing(path: str, ok: bool) -> list[str]:
+    from nucleus.store.segments import closed, gaps
+
+    return [] if ok else gaps(closed(path))
+
+
+def _said(remarks: Remarks) -> list[str]:
+    """What is no tampering by itself, and worth a look."""
+    said = []
+    if remarks.open_intents:
+        what = "an intent has" if remarks.open_intents == 1 else f"{remarks.open_intents} intents have"
+        said.append(f"{what} no outcome (yet), first record {remarks.open_first}")
+    if remarks.clock_back:
+        times = "once" if remarks.clock_back == 1 else f"{remarks.clock_back} times"
+        widest = f"{remarks.clock_back_ns / 1e9:.3f} s"
+        said.append(f"the clock went back {times}, first at record {remarks.clock_back_first}, by up to {widest}")
+    return said
 
 
 def _show(path: str, options: dict[str, Any]) -> int:
@@ -129,7 +168,7 @@ def _show(path: str, options: dict[str, Any]) -> int:
             return
         sys.stdout.write((json.dumps(record, separators=(",", ":")) if as_json else line(record)) + "\n")
 
-    report = _read(path, on_record, None)
+    report = scan(path, on_record)
     if not report.ok:
         sys.stderr.write(f"FAILED: {printable(report.verdict)}; nothing after it is shown\n")
     return 0 if report.ok else 1
@@ -172,24 +211,70 @@ def clock(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _read(
+def scan(
     path: str,
-    on_record: Callable[[dict[str, Any]], None] | None,
-    pin: tuple[int, str] | None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+    pin: tuple[int, str] | None = None,
     also: Callable[[bytes], None] | None = None,
 ) -> Report:
-    from nucleus.audit.verify import Verifier
+    """Verify a log, all of its files; how far it is goes to a terminal on standard error.
 
-    verifier = Verifier(on_record=on_record, pin=pin)
-    # O_NONBLOCK: a pipe or device in the log's place is an error, not a wait.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        while (chunk := os.read(fd, _CHUNK)) and verifier.feed(chunk):
+    Args:
+        on_record: gets each record that verified.
+        pin: see `Verifier`.
+        also: gets the bytes, up to the first problem.
+
+    Raises:
+        OSError, AuditError: unreadable.
+    """
+    from nucleus.audit.verify import Verifier
+    from nucleus.store.segments import LogFiles
+
+    verifier, current = Verifier(on_record=on_record, pin=pin), ""
+    with LogFiles(path) as log:
+        bar = Progress(log.total())
+        for name, chunk in log.chunks():
+            if log.segments and name != current:
+                current = name
+                if not verifier.file(os.path.basename(name)):
+                    break
+            if not verifier.feed(chunk):
+                break
             if also is not None:
                 also(chunk)
-    finally:
-        os.close(fd)
+            bar.add(len(chunk))
+        bar.end()
     return verifier.finish()
+
+
+class Progress:
+    """A line on standard error that says how far it is; nothing where that is no terminal, or it is soon over."""
+
+    FIRST_S, EACH_S = 0.5, 0.1
+
+    def __init__(self, total: int) -> None:
+        from time import monotonic
+
+        self._clock, self._total, self._done, self._shown = monotonic, total, 0, False
+        self._start = monotonic()
+        self._next = self._start + self.FIRST_S if sys.stderr.isatty() else float("inf")
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        self._done += count
+        if (now := self._clock()) >= self._next:
+            self._next, self._shown = now + self.EACH_S, True
+            part = min(1.0, self._done / self._total) if self._total else 1.0
+            rate = self._done / (now - self._start) / 1e6
+            bar = "#" * int(part * 30)
+            sys.stderr.write(f"\r[{bar:<30}] {part * 100:3.0f} % {rate:6.1f} MB/s")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _number(text: str, name: str) -> int:

@@ -31,6 +31,7 @@ from nucleus.cli.main import printable
 from nucleus.cli.options import FLAG, ONE, invalid
 from nucleus.cli.options import parse as parse_options
 from nucleus.errors import InvalidError
+from nucleus.store.segments import LogFiles
 
 USAGE = """\
 usage: nucleus-audit prove LOG --seq N [--checkpoint FILE] [--key KEY] [--out FILE]
@@ -48,7 +49,6 @@ exit codes: 0 proven; 1 not proven; 2 unusable
 """
 _MAKE = {"help": FLAG, "seq": ONE, "from": ONE, "checkpoint": ONE, "key": ONE, "out": ONE}
 _CHECK = {"help": FLAG, "key": ONE, "witness": ONE, "record": ONE, "json": FLAG}
-_CHUNK = 1 << 20
 
 
 def run(argv: list[str]) -> int:
@@ -166,20 +166,22 @@ def _checkpoint(path: str, options: dict[str, Any], key: VerifierKey, seq: int) 
     return latest
 
 
-def log_lines(path: str, count: int, offset: int = 0) -> Iterator[list[bytes]]:
-    """The log's first `count` whole lines from `offset` on, in pieces. Raises OSError, InvalidError: not a log."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def log_lines(path: str, count: int) -> Iterator[list[bytes]]:
+    """The log's first `count` whole lines, of all its files, in pieces.
+
+    Raises:
+        OSError, AuditError: unreadable. InvalidError: not a log.
+    """
     rest = b""
-    try:
-        while count > 0 and (chunk := os.pread(fd, _CHUNK, offset)):
-            offset += len(chunk)
+    with LogFiles(path) as log:
+        for _, chunk in log.chunks():
+            if count <= 0:
+                return
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > LINE_BYTES:
                 raise InvalidError(f"{path}: a line longer than {LINE_BYTES} bytes", rule="audit.line")
             yield lines[:count]
             count -= len(lines)
-    finally:
-        os.close(fd)
 
 
 def _check(path: str, options: dict[str, Any]) -> int:

@@ -91,11 +91,13 @@ def beside(path: str) -> VerifierKey | None:
 class Findings:
     """What came out.
 
+    `kind`: `cut`, `fork` (rewritten, or another continuation), or `checkpoint` (they are wrong, not the log);
     `complete`: records up to which a pin proves that nothing is missing, 0 for none; `matches`: up to which the tree is
     that of a checkpoint, whoever signed it.
     """
 
     problem: str = ""
+    kind: str = "checkpoint"
     complete: int = 0
     matches: int = 0
     remarks: list[str] = field(default_factory=list)
@@ -151,6 +153,7 @@ class TreeCheck:
             if root == claim.root:
                 found.matches = claim.size
             elif not found.problem:
+                found.kind = "cut" if root is None else "fork"
                 found.problem = (
                     f"the log ends at record {size}, before the {claim.size} records of {whose}: its tail was cut"
                     if root is None
@@ -167,7 +170,7 @@ class TreeCheck:
             if found.matches:
                 found.remarks.append(f"the records up to {found.matches} are those of a checkpoint")
         elif found.problem:
-            report = replace(report, ok=False, problem=found.problem, pinned=False)
+            report = replace(report, ok=False, problem=found.problem, pinned=False, kind=found.kind)
         return report, found
 
     def _describe(self, found: Findings, size: int) -> None:

@@ -293,6 +293,8 @@ class AuditLog:
             if not verifier.feed(chunk):
                 raise self._refused(verifier.finish().verdict, start)
             roots.feed(chunk)
+        if verifier.broken:
+            raise self._refused(verifier.finish().verdict, start)
         if verifier.torn:
             if verifier.head.offset < self._base:
                 raise self._refused("a closed segment ends in mid-line", start)
