@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from nucleus.lattice import Context
 from nucleus.lattice import capability as cap
 from nucleus.lattice.exposure import NOTHING, Exposure
-from nucleus.lattice.policy import EVERYTHING, FLOORS, Argument, CommandRule, Policy, TimeWindow, ToolRule
+from nucleus.lattice.policy import BY_TWO, EVERYTHING, FLOORS, Argument, CommandRule, Policy, TimeWindow, ToolRule
 from nucleus.model import operation as ops
 
 NS = 1_000_000_000
@@ -55,6 +56,12 @@ def allow(sets: Any) -> Any:
     return st.just(EVERYTHING) | st.frozensets(sets, min_size=1, max_size=2)
 
 
+def by_file(policy: Policy) -> Policy:
+    """As a file says it: what two people answer for asks."""
+    asked = sum(1 << (cap.UNATTENDED + cap.INDEX[name]) for name in policy.two_people if name in cap.INDEX)
+    return replace(policy, capabilities=policy.capabilities & ~asked)
+
+
 policies = st.builds(
     Policy,
     name=st.just("p"),
@@ -82,7 +89,8 @@ policies = st.builds(
     isolation_floor=st.sampled_from(FLOORS),
     trifecta=modes,
     tools=st.frozensets(tables, min_size=1, max_size=2),
-)
+    two_people=st.frozensets(st.sampled_from(BY_TWO), max_size=2),
+).map(by_file)
 
 operations: Any = st.one_of(
     st.builds(

@@ -10,6 +10,7 @@ from policy_strategies import contexts, operations, policies
 
 from nucleus.lattice import Context, Policy, decide, meet, parse_policy
 from nucleus.lattice.diff import INCOMPARABLE, LOOSENS, LOOSER, SAME, TIGHTER, Diff, diff, dimensions
+from nucleus.lattice.witness import rank
 from nucleus.model import operation as ops
 from nucleus.model.decision import Verdict
 from nucleus.store.policies import bundled
@@ -48,7 +49,7 @@ def check_witnesses(found: Diff, a: Policy, b: Policy) -> None:
         witness = shown.witness
         assert decide(a, witness.operation, witness.context) == witness.before
         assert decide(b, witness.operation, witness.context) == witness.after
-        assert RANK[witness.after.verdict] < RANK[witness.before.verdict]
+        assert rank(witness.after) < rank(witness.before)
 
 
 LOOSENINGS = [
@@ -229,3 +230,30 @@ def test_what_is_called_tighter_decides_at_most_as_much(
 @given(policies, policies)
 def test_any_two_policies_can_be_compared(a: Policy, b: Policy) -> None:
     check_witnesses(diff(a, b), a, b)
+
+
+def test_two_people_who_become_one() -> None:
+    one, two = A + "approve: [git_push]\n", A + "two_people: [git_push]\n"
+    one, two = (text.replace("approve: [write_files]\n", "", 1) for text in (one, two))
+    found = diff(policy(two), policy(one))
+    assert [(one.name, one.relation) for one in found.dimensions if one.relation != SAME] == [("two_people", LOOSER)]
+    shown = [shown for shown in found.witnesses if shown.dimensions == ("two_people",)]
+    assert shown
+    assert not shown[0].witness.lost_ask
+    assert diff(policy(one), policy(two)).relation == TIGHTER
+
+
+def test_two_people_ask_for_every_use() -> None:
+    found = policy(A.replace("approve: [write_files]\n", "two_people: [read_files, tools]\n", 1))
+    read = decide(
+        found,
+        ops.Read(path="README.md"),
+        Context(now_ns=1767225601 * 10**9, started_ns=1767225601 * 10**9, isolation="gvisor"),
+    )
+    assert (read.verdict, read.obligations) == (Verdict.ASK, ("approval:read_files", "people:2"))
+    sent = decide(
+        found,
+        ops.CallTool(server="other", tool="x"),
+        Context(now_ns=1767225601 * 10**9, started_ns=1767225601 * 10**9, isolation="gvisor"),
+    )
+    assert sent.obligations == ("approval:tools", "people:2")

@@ -18,6 +18,7 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice.exposure import Exposure
 from nucleus.lattice.network import NetRule
 from nucleus.lattice.policy import (
+    BY_TWO,
     EVERYTHING,
     FLOORS,
     MODES,
@@ -141,6 +142,7 @@ def build(
         isolation_floor=FLOORS[floor], trifecta="+".join(MODES[mode]),
         tools=frozenset(map(table, tools)) if tools[1] else frozenset((table(tools[0]),)),
         network=frozenset(chosen(NETWORK, mask) for mask in network),
+        two_people=chosen(BY_TWO, lists[0] ^ lists[2]),
     )  # fmt: skip
 
 
@@ -356,4 +358,5 @@ _TIGHTER: dict[str, Callable[[Any, random.Random], Any]] = {
     "isolation_floor": lambda value, rng: FLOORS[min(FLOORS.index(value) + 1, len(FLOORS) - 1)],
     "trifecta": lambda value, rng: "+".join(sorted({*modes(value), rng.choice(("static", "session", "provenance"))})),
     "tools": _tools,
+    "two_people": _more(BY_TWO),
 }

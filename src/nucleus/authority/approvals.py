@@ -9,6 +9,8 @@ Security steps:
 6. Requests and tokens expire by the wall clock *and* by the monotonic clock.
 7. A wider answer (`grants`) answers a later ask of the same pod, principal and key at once, present or not: its count
    goes down first, then 4 and 5 as for any yes: one record and one single-use token for each operation.
+8. Where two people are needed the first yes is recorded (``assent``) and kept; the second has to be another uid's.
+   Nothing wider is on offer there. A no of either ends it.
 
 Promises: the key and the nonces are random and live in this process's memory only. Relies on: the builder, which says
 whose uid an approver's channel is. Does not: know what an operation means.
@@ -187,12 +189,21 @@ class Desk:
         if self._expired(request, batch):  # 6
             self._end(request, "expired", batch)
             raise InvalidError("the request has expired", rule="approval.request")
+        if yes and len(request.assents) + 1 < request.people:  # 8
+            self._assent(stream, ident, request, approver, reason, batch)
+            return
+        if yes and any(who == approver for who, _ in request.assents):  # 8
+            raise _second(approver)
         verdict = "approve" if yes else "deny"
         grant = self.grants.new(request, header, approver, batch) if yes else None
         on_record: dict[str, Any] = {"grant": grant.on_record(1)} if grant is not None else {}
         if not yes and (ended := self.grants.denied(request.pod, request.principal, request.keys)):
             on_record = {"revoked": ended}
+        if request.assents:
+            on_record["assents"] = [{"approver": who, "reason": why} for who, why in request.assents]
         self._record(request, verdict, approver, reason, batch, on_record)
+        if yes:
+            approver = ", ".join((*(who for who, _ in request.assents), approver))
         state = "approved" if yes else "denied"
         if not batch.writes().resolve_ask(request.request, state, approver, reason, batch.now_ns):
             raise AuditError("the ledger lost a request", rule="ledger.state")
@@ -211,6 +222,17 @@ class Desk:
 
         answer = {"grant": grant.shown(batch.mono_ns)} if grant is not None else {}
         batch.answer(stream, ident, answer, recorded=True, then=then)
+
+    def _assent(self, stream: Stream, ident: int, request: Request, approver: str, reason: str, batch: Batch) -> None:
+        """Step 8, the first yes. It counts once its record is durable."""
+        self._record(request, "assent", approver, reason, batch, {})
+
+        def then(error: NucleusError | None) -> None:
+            if error is None and request.request in self._waiting and not request.assents:
+                request.assents.append((approver, reason))
+                self._push(request.pod, {"event": "assent", "request": request.request, "approver": approver})
+
+        batch.answer(stream, ident, {"more": request.people - 1}, recorded=True, then=then)
 
     def _revoke(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], batch: Batch) -> None:
         """Ended at once, whether or not the record can be written."""
@@ -299,6 +321,14 @@ class Desk:
         for stream, scope in tuple(self._watching.items()):
             if scope in ("", pod):
                 stream.send(event)
+
+
+def _second(approver: str) -> InvalidError:
+    return InvalidError(
+        f"{approver} has said yes already: this needs two people",
+        rule="approval.second",
+        next_step="Somebody else has to approve it.",
+    )
 
 
 def _scope(header: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from nucleus.authority.batch import Batch
 from nucleus.authority.streams import Stream
 from nucleus.errors import InvalidError
 from nucleus.limits import LIMITS
+from nucleus.model.decision import TWO_PEOPLE
 
 PRINCIPAL_BYTES = 2_048
 _HEX = frozenset("0123456789abcdef")
@@ -51,6 +52,8 @@ class Request:
     deadline_ns: int
     nonce: bytes = field(repr=False)
     scopes: list[Offered] = field(default_factory=list)
+    people: int = 1
+    assents: list[tuple[str, str]] = field(default_factory=list)  # who has said yes so far, and why
 
     @property
     def keys(self) -> list[str]:
@@ -73,6 +76,8 @@ class Request:
             "decision": {"rule": self.rule, "reason": self.reason, "obligations": self.obligations},
             "display": self.display,
             "scopes": [{"kind": one.kind, "shown": one.text} for one in self.scopes],
+            "people": self.people,
+            "assents": [who for who, _ in self.assents],
             "asked_ns": self.asked_ns,
             "expires_ns": self.expires_ns,
             "remaining_ms": max(0, (self.deadline_ns - mono_ns) // 1_000_000),
@@ -90,6 +95,7 @@ def read(gate: Stream, ident: int, pod: str, header: dict[str, Any], batch: Batc
         raise InvalidError("an ask has lines to show", rule="frames.field")
     obligations = decision.get("obligations")
     names = obligations if isinstance(obligations, list) else []
+    two = TWO_PEOPLE in names
     return Request(
         request=os.urandom(6).hex(),
         pod=pod,
@@ -106,7 +112,8 @@ def read(gate: Stream, ident: int, pod: str, header: dict[str, Any], batch: Batc
         expires_ns=batch.now_ns + LIMITS.approval_ttl_ns,
         deadline_ns=batch.mono_ns + LIMITS.approval_ttl_ns,
         nonce=os.urandom(token.NONCE_BYTES),
-        scopes=_offered(header),
+        scopes=[] if two else _offered(header),
+        people=2 if two else 1,
     )
 
 

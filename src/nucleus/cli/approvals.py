@@ -29,6 +29,7 @@ from nucleus.sdk import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from _socket import socket as Channel
     from typing import Any
 
 USAGE = """\
@@ -48,11 +49,14 @@ approve  once; with --scope and --times: a scope that `show` offers, N times (1 
          most 1 h. It holds when nobody watches any more, and ends with the pod.
 notify   tell somebody elsewhere of each request: JSON by POST (signed as Standard Webhooks has it), or on a
          program's standard input. They count as present; the answer is given by approve or deny.
+--root   the requests of root's pods, for a user that root has named (NUCLEUS_APPROVERS=USER,%GROUP when root's helper
+         starts, or the group nucleus-approvers). Where a policy has `two_people`, two different users have to approve.
 grants   what was allowed more than once and still holds;  revoke ends one
 """
-_TABLE = {"json": FLAG, "help": FLAG, "reason": ONE, "scope": ONE, "times": ONE}
+_TABLE = {"json": FLAG, "root": FLAG, "help": FLAG, "reason": ONE, "scope": ONE, "times": ONE}
 _ANSWER_S = 30.0
 _LINE = 16  # characters of an answer
+MORE = "one more person has to say yes"
 
 
 class Approver:
@@ -120,13 +124,14 @@ def main(argv: list[str]) -> int:
     wider = _wider(positional, options)
     match positional:
         case ["list" | "grants"] | ["show" | "approve" | "deny" | "revoke", _]:
-            channel = runtime.connect_helper()
+            channel = _reach(options["root"])
             if channel is None:
                 return _no_helper(positional[0], as_json=options["json"])
             launcher = Launcher(channel)
         case ["watch"]:
             _needs_helper("watch")
-            launcher = Launcher.open()
+            channel = _reach(True) if options["root"] else None
+            launcher = Launcher.open() if channel is None else Launcher(channel)
         case _:
             raise invalid("approvals list, show ID, approve ID, deny ID, watch, grants, or revoke GRANT")
     with launcher:
@@ -135,6 +140,18 @@ def main(argv: list[str]) -> int:
             return _verb(approver, positional, options, wider)
         finally:
             approver.close()
+
+
+def _reach(root: bool) -> Channel | None:
+    """Our own helper; with `root` root's, by the door that it has for approvers. Raises InvalidError: there is none."""
+    if not root:
+        return runtime.connect_helper()
+    found = runtime.connect_approvers()
+    if found is None:
+        raise invalid(
+            "root's helper does not run, or lets nobody else answer (NUCLEUS_APPROVERS, or a group nucleus-approvers)"
+        )
+    return found
 
 
 def _needs_helper(verb: str) -> None:
@@ -190,8 +207,10 @@ def _verb(approver: Approver, words: list[str], options: dict[str, Any], wider: 
             request = approver.call("show", request=ident).get("request", {})
             _json(request) if options["json"] else _say(text(request))
         case [("approve" | "deny") as verb, ident]:
-            grant = approver.call(verb, request=ident, reason=options["reason"], **wider).get("grant")
-            _say(f"{verb}: {ident}\n" + (f"grant {grant_line(grant)}\n" if grant else ""))
+            said = approver.call(verb, request=ident, reason=options["reason"], **wider)
+            grant = said.get("grant")
+            more = f"{MORE}\n" if said.get("more") else ""
+            _say(f"{verb}: {ident}\n{more}" + (f"grant {grant_line(grant)}\n" if grant else ""))
         case ["grants"]:
             grants = approver.call("grants").get("grants", [])
             if options["json"]:
@@ -219,10 +238,20 @@ def text(request: dict[str, Any]) -> str:
             f"  why it asks: {decision.get('reason', '')} ({decision.get('rule', '')})",
             *(f"  {one_line(line)}" for line in (lines if isinstance(lines, list) else [])),
             f"  operation hash: {request.get('operation_hash')}",
+            *people(request),
             *(f"  wider, --scope {kind}: {shown}" for kind, shown in offers(request)),
             f"  expires in {_seconds(request)} s",
         )
     )
+
+
+def people(request: dict[str, Any]) -> list[str]:
+    """What is said of a request that two people have to answer."""
+    if request.get("people") != 2:
+        return []
+    assents = request.get("assents")
+    who = ", ".join(map(one_line, assents)) if isinstance(assents, list) else ""
+    return [f"  needs two people: {f'{who} has said yes' if who else 'nobody has said yes yet'}"]
 
 
 def one_line(value: object) -> str:
@@ -307,6 +336,8 @@ class Watch:
             if self._asked is not None and self._asked.get("request") == request:
                 self._tell(f"\nno longer asked: {event.get('verdict')} {event.get('approver')}\n")
                 self._asked, self._wider, self._reading = None, None, SWAPPED_S
+        elif event.get("event") == "assent":
+            self._tell(f"\n{event.get('request')}: {event.get('approver')} has said yes, one more is needed\n")
         elif event.get("event") == "granted":
             self._tell(f"\nallowed by grant {grant_line(event.get('grant'))}\n")
 
@@ -368,13 +399,15 @@ class Watch:
         assert asked is not None
         more = wider.fields() if wider is not None else {}
         try:
-            self._approver.call(
+            said = self._approver.call(
                 verb, request=asked.get("request"), reason="answered in nucleus approvals watch", **more
             )
         except InvalidError as error:  # expired, or answered elsewhere, in the meantime
             self._tell(f"\n{error.message}\n")
         else:
             times = "once" if wider is None else f"{wider.times} times"
+            if said.get("more"):
+                times += f"; {MORE}"
             self._tell(f"\napproved, {times}\n" if verb == "approve" else "\ndenied\n")
 
     def _tell(self, message: str) -> None:

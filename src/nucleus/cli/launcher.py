@@ -59,8 +59,8 @@ class Launcher:
                 packet = packets.recv_packet(self._channel)
                 if packet is None:
                     raise _gone()
-                if packet.body.get("id") == self._number:
-                    break
+                if packet.body.get("id") == self._number or (packet.body.get("id") is None and "error" in packet.body):
+                    break  # without an id: whoever we are, we may not even ask
                 self._event(packet)
         except OSError as error:
             raise _gone(f": {error}") from error

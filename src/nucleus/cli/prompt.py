@@ -128,6 +128,10 @@ class Prompt:
                 self._say(f"\nnucleus: no longer asked ({header.get('verdict')})\n")
                 self._asking = self._wider = None
                 self._reading = SWAPPED_S
+        elif header.get("event") == "assent":
+            self._say(f"\nnucleus: {header.get('approver')} has said yes; one more person has to\n")
+            if self._asking is not None:
+                self._say(self._question)
         elif header.get("event") == "granted":
             self._say(f"\nnucleus: allowed by grant {grant_line(header.get('grant'))}\n")
             if self._asking is not None:

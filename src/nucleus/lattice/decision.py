@@ -48,7 +48,7 @@ from nucleus.lattice.paths import is_protected, is_sensitive
 from nucleus.lattice.policy import FLOORS, Policy, ToolRule
 from nucleus.lattice.provenance import Knowledge
 from nucleus.lattice.tables import STRINGS
-from nucleus.model.decision import Decision, Verdict
+from nucleus.model.decision import TWO_PEOPLE, Decision, Verdict
 from nucleus.validate import shell
 from nucleus.validate.urls import split_url
 
@@ -139,6 +139,8 @@ class _Case:
             self.met.append((rule, ALLOW))
             return Decision(ALLOW, rule, "allowed by the policy", detail, "", (), tuple(self.met))
         obligations = tuple(self.obligations) if found[0] is ASK else ()
+        if obligations and any(name.partition(":")[2] in self.policy.two_people for name in obligations):
+            obligations = (*obligations, TWO_PEOPLE)
         return Decision(*found, obligations, tuple(self.met))
 
 

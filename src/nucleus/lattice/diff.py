@@ -21,7 +21,8 @@ from nucleus.lattice.explain import dollars, duration, folded
 from nucleus.lattice.implies import admitted, caught_by, glob_covered, host_covered
 from nucleus.lattice.network import leq_rules
 from nucleus.lattice.policy import FLOORS, Everything, Policy, TimeWindow, leq_tools, modes
-from nucleus.lattice.witness import RANK, Witness, witnesses
+from nucleus.lattice.witness import RANK, Witness, rank, witnesses
+from nucleus.model.decision import TWO_PEOPLE
 
 SAME, TIGHTER, LOOSER, INCOMPARABLE = "same", "tighter", "looser", "incomparable"
 LOOSENS = (LOOSER, INCOMPARABLE)
@@ -88,7 +89,7 @@ def diff(a: Policy, b: Policy) -> Diff:
     for witness in witnesses(a, b) if changed else ():
         key = _key(witness)
         # The first that is found, unless a later one runs unattended and it does not.
-        better = key in kept and RANK[witness.after.verdict] < RANK[kept[key].after.verdict]
+        better = key in kept and rank(witness.after) < rank(kept[key].after)
         if better or (key not in kept and sum(key[0] == other[0] for other in kept) < KEPT):
             kept[key] = witness
     return Diff(found, tuple(Shown(witness, _shown_by(witness, b, changed)) for witness in kept.values()))
@@ -117,6 +118,8 @@ def _shown_by(witness: Witness, b: Policy, changed: set[str]) -> tuple[str, ...]
     for rule, verdict in before.met:
         if RANK[verdict] > RANK[witness.after.verdict]:
             found += _dimension_of(rule, before.obligations, operation.capability, b)
+    if TWO_PEOPLE in before.obligations and TWO_PEOPLE not in witness.after.obligations:
+        found.append("two_people")
     return tuple(name for name in dict.fromkeys(found) if name in changed)
 
 
@@ -137,7 +140,7 @@ def _dimension_of(rule: str, obligations: tuple[str, ...], capability: str, b: P
 
 
 def _capabilities_of(obligations: tuple[str, ...], capability: str) -> list[str]:
-    names = [obligation.partition(":")[2] for obligation in obligations] or [capability]
+    names = [one.partition(":")[2] for one in obligations if one != TWO_PEOPLE] or [capability]
     titles = {"tools": "tools", "network": "network.allow"}
     return [titles.get(name, f"capabilities.{name}") for name in names]
 
@@ -159,6 +162,9 @@ def dimensions(a: Policy, b: Policy) -> Iterable[Dimension]:
         yield from _caught(a, b, title, caught)
     yield _network(x, y)
     yield _tools(x, y)
+    yield _dimension(
+        "two_people", a.two_people, b.two_people, frozenset.issuperset, _set_texts(a.two_people, b.two_people)
+    )
     yield _dimension("budget", a.budget_limit, b.budget_limit, lambda p, q: p <= q, _texts(a, b, _budget))
     yield _dimension("time_window", a.time_window, b.time_window, _window_leq, _texts(a, b, _window))
     floor, other = a.isolation_floor, b.isolation_floor

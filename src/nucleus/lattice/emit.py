@@ -31,7 +31,7 @@ def emit(policy: Policy) -> str:
         lines.append(f"description: {_quote(policy.description)}")
     lines.append("capabilities:")
     lines += [f"  {name}: {cap.LEVEL_NAMES[cap.level(policy.capabilities, name)]}" for name in cap.NAMES]
-    lines += [f"approve: [{', '.join(asks)}]", "paths:"]
+    lines += [f"approve: [{', '.join(asks)}]", f"two_people: [{', '.join(sorted(policy.two_people))}]", "paths:"]
     lines += _allow(policy.paths_allow, _globs)
     lines += [f"  block: {_flow(_quote(glob) for glob in folded(policy.paths_block))}", "commands:"]
     lines += _allow(policy.commands_allow, _rules)

@@ -75,6 +75,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         },
         "network": {"allow": _conjunction(policy.network)},
         "tools": _tools(policy.tools),
+        "two_people": sorted(policy.two_people),
         "budget_micro_usd": policy.budget_limit,
         "time_window": {
             "duration_s": window.duration_ns // _NS,
@@ -126,6 +127,8 @@ def explain_policy(policy: Policy) -> str:
     if policy.network != NOWHERE:
         lines.append(f"  network.allow: {_inline(data['network']['allow'])}")
     lines += _tool_lines(policy.tools)
+    if policy.two_people:
+        lines.append(f"  two people for each yes: {', '.join(sorted(policy.two_people))}")
     lines += [
         f"  budget: ${dollars(policy.budget_limit)}",
         f"  time window: {duration(policy.time_window.duration_ns)} from the pod's start",

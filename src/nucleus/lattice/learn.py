@@ -33,7 +33,7 @@ from nucleus.lattice.learn_evidence import Entry, Event, Facts
 from nucleus.lattice.learn_paths import blocked, directories_of, names, path_entries, searched
 from nucleus.lattice.policy import CommandRule, Everything, Policy, TimeWindow, ToolRule
 from nucleus.lattice.session import Session
-from nucleus.model.decision import Decision, Verdict
+from nucleus.model.decision import TWO_PEOPLE, Decision, Verdict
 from nucleus.validate.urls import split_url
 
 CENT = 10_000  # micro-dollars
@@ -127,7 +127,7 @@ class _Draft:
         out.policy = Policy(
             name=NAME,
             description=f"What pod {self.facts.pod} was allowed under {self.facts.base}.",
-            capabilities=cap.pack(levels, frozenset(self.attended) & frozenset(levels)),
+            capabilities=cap.pack(levels, (frozenset(self.attended) | self.base.two_people) & frozenset(levels)),
             budget_limit=self._budget(),
             time_window=self._window(),
             paths_allow=frozenset((frozenset(entry.value for entry in out.paths),)),
@@ -144,6 +144,7 @@ class _Draft:
             hosts_deny=self.base.hosts_deny,
             isolation_floor=self.base.isolation_floor,
             trifecta=self.base.trifecta,
+            two_people=self.base.two_people,
             tools=frozenset((frozenset(entry.value for entry in out.tools) | self._forbidden(),)),
         )
         return out
@@ -263,6 +264,8 @@ class _Draft:
             if decision.verdict is not Verdict.ASK or not all(rule.startswith("low_risk.") for rule in asks):
                 continue
             for obligation in decision.obligations:
+                if obligation == TWO_PEOPLE:
+                    continue
                 name = obligation.removeprefix("approval:")
                 if name == "tools":
                     name = f"{event.operation.server}/{event.operation.tool}"

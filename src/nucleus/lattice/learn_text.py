@@ -148,6 +148,8 @@ class _Writer:
             self.lines.append("approve:")
             for name in attended:
                 self.add(f"  - {name}", comment(self.proposal.attended[name]))
+        if self.policy.two_people:
+            self.add(f"two_people: [{', '.join(sorted(self.policy.two_people))}]", "the base's own")
 
     def _paths(self) -> None:
         self.lines.append("paths:")

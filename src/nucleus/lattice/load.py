@@ -39,13 +39,13 @@ from typing import Any
 from nucleus.lattice import capability as cap
 from nucleus.lattice import extends, load_commands, load_lists, load_network, load_tools
 from nucleus.lattice.paths import SENSITIVE
-from nucleus.lattice.policy import FLOORS, MICRO, MODES, Everything, Policy, TimeWindow
+from nucleus.lattice.policy import BY_TWO, FLOORS, MICRO, MODES, Everything, Policy, TimeWindow
 from nucleus.lattice.reader import Reader
 from nucleus.lattice.yamltree import Node, parse_tree
 
 KEYS = (
-    "version", "name", "description", "extends", "capabilities", "approve", "paths", "commands", "hosts", "network",
-    "tools", "budget", "time_window", "isolation", "trifecta",
+    "version", "name", "description", "extends", "capabilities", "approve", "two_people", "paths", "commands", "hosts",
+    "network", "tools", "budget", "time_window", "isolation", "trifecta",
 )  # fmt: skip
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_S = 30 * 86_400  # of a time window
@@ -144,10 +144,12 @@ class _Loader:
         lists: dict[str, Any] = {}
         for title in ("paths", "commands", "hosts"):
             lists |= self._lists(title, keys.get(title))
+        two = self._two_people(keys.get("two_people"))
         found = Policy(
             name=name,
             description=self.reader.text(keys["description"], "description") if "description" in keys else "",
-            capabilities=self._capabilities(keys.get("capabilities"), keys.get("approve")),
+            capabilities=self._capabilities(keys.get("capabilities"), keys.get("approve"), two),
+            two_people=two,
             budget_limit=self._budget(keys["budget"]) if "budget" in keys else self.base.budget_limit,
             time_window=self._window(keys["time_window"]) if "time_window" in keys else self.base.time_window,
             isolation_floor=self._floor(keys["isolation"]) if "isolation" in keys else self.base.isolation_floor,
@@ -163,7 +165,7 @@ class _Loader:
         if self.parent is not None and (problem := check(self.parent, *values)):
             raise self.reader.bad(node, problem)
 
-    def _capabilities(self, node: Node | None, approve: Node | None) -> int:
+    def _capabilities(self, node: Node | None, approve: Node | None, two: frozenset[str]) -> int:
         entries = {} if node is None else self.reader.map(node, "capabilities", cap.NAMES)
         levels = {name: cap.level(self.base.capabilities, name) for name in cap.NAMES}
         for name, value in entries.items():
@@ -173,7 +175,11 @@ class _Loader:
         items = [] if approve is None else self.reader.items(approve, "approve")
         people = {self.reader.choice(item, "approve", cap.NAMES) for item in items}
         # The meet with the parent leaves its own asks in force.
-        return cap.pack(levels, frozenset(people))
+        return cap.pack(levels, frozenset(people) | (two & frozenset(cap.NAMES)))
+
+    def _two_people(self, node: Node | None) -> frozenset[str]:
+        items = [] if node is None else self.reader.items(node, "two_people")
+        return frozenset(self.reader.choice(item, "two_people", BY_TWO) for item in items)
 
     # --- lists ---
 

@@ -170,6 +170,9 @@ class TimeWindow:
     not_after_ns: int | Everything = EVERYTHING
 
 
+BY_TWO = (*cap.NAMES, "tools", "network")  # what `two_people` names: a capability, external tools, connections
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """See the module. `capabilities` as in `capability`; `budget_limit` in micro-dollars; globs as in `paths`."""
@@ -191,6 +194,7 @@ class Policy:
     trifecta: str = "static"  # modes in force, sorted, joined by "+"
     tools: frozenset[frozenset[ToolRule]] = frozenset((frozenset(),))  # a conjunction of tables; absent is undeclared
     network: frozenset[frozenset[NetRule]] = NOWHERE  # a conjunction of lists; absent is nowhere
+    two_people: frozenset[str] = frozenset()  # names of `BY_TWO`: where a person is asked, two have to say yes
 
     def __post_init__(self) -> None:
         if not self.network:
@@ -324,6 +328,7 @@ def meet(a: Policy, b: Policy) -> Policy:
         trifecta="+".join(sorted({*modes(a.trifecta), *modes(b.trifecta)})),
         tools=a.tools | b.tools,
         network=a.network | b.network,
+        two_people=a.two_people | b.two_people,
     )
 
 
@@ -348,6 +353,7 @@ def leq(a: Policy, b: Policy) -> bool:
         and set(modes(a.trifecta)) >= set(modes(b.trifecta))
         and all(any(leq_tools(mine, theirs) for mine in a.tools) for theirs in b.tools)
         and all(any(leq_rules(mine, theirs) for mine in a.network) for theirs in b.network)
+        and a.two_people >= b.two_people
     )
 
 

@@ -13,7 +13,7 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
 from nucleus.lattice.load_network import MODELS, SERVICES
 from nucleus.lattice.network import METHODS, PROTOCOLS
-from nucleus.lattice.policy import FLOORS, MODES
+from nucleus.lattice.policy import BY_TWO, FLOORS, MODES
 
 ID = "https://json-schema.org/draft/2020-12/schema"
 # What the loader refuses and the schema lets pass.
@@ -159,6 +159,10 @@ def policy_schema() -> dict[str, Any]:
         "extends": {"description": "a bundled profile; nothing here may be looser", "type": "string", "minLength": 1},
         "capabilities": {**capabilities, "description": "what is not named is never, or as in the profile extended"},
         "approve": _list({"enum": list(cap.NAMES)}),
+        "two_people": {
+            **_list({"enum": list(BY_TWO)}),
+            "description": "two different people say yes: to every use of a capability, to what asks of the others",
+        },
         "paths": _object({
             "allow": _allow(_ref("glob"), "left out: everything"),
             "block": _list(_ref("glob")),

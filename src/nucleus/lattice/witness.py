@@ -19,7 +19,7 @@ from nucleus.lattice.exposure import NOTHING, Exposure
 from nucleus.lattice.network import PROTOCOLS, NetRule
 from nucleus.lattice.policy import FLOORS, Argument, CommandRule, Everything, Policy
 from nucleus.model import operation as ops
-from nucleus.model.decision import Decision, Verdict
+from nucleus.model.decision import TWO_PEOPLE, Decision, Verdict
 from nucleus.validate import validate_operation
 
 RANK = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
@@ -47,7 +47,7 @@ class Witness:
     @property
     def lost_ask(self) -> bool:
         """A person was asked, and is no longer."""
-        return self.before.verdict is Verdict.ASK
+        return self.before.verdict is Verdict.ASK and self.after.verdict is not Verdict.ASK
 
 
 def witnesses(a: Policy, b: Policy) -> Iterator[Witness]:
@@ -70,8 +70,13 @@ def _decided(a: Policy, b: Policy, candidates: Iterable[ops.Base], context: Cont
         if after.verdict is Verdict.DENY:
             continue
         before = decide(a, operation, context)
-        if RANK[after.verdict] < RANK[before.verdict]:
+        if rank(after) < rank(before):
             yield Witness(operation, context, before, after)
+
+
+def rank(decision: Decision) -> tuple[int, bool]:
+    """How strict: the verdict, and two people's yes above one's."""
+    return RANK[decision.verdict], TWO_PEOPLE in decision.obligations
 
 
 def _valid(candidates: Iterable[ops.Base]) -> Iterator[ops.Base]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+TWO_PEOPLE = "people:2"
+
 
 class Verdict(StrEnum):
     """allow: unattended. ask: a human must say yes. deny: never."""
@@ -25,6 +27,7 @@ class Decision(NamedTuple):
         next_step: for people only: what to change or whom to ask.
         met: the rules that the operation met, in order, each with its own verdict; `rule` is the one that decided.
         obligations: what has to happen first, e.g. ``("approval:run_bash",)``; non-empty exactly when verdict is ask.
+            `TWO_PEOPLE` is the last one where two different people have to say yes.
     """
 
     verdict: Verdict

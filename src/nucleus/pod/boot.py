@@ -76,11 +76,13 @@ def main(arguments: Sequence[str], commands: Commands = COMMANDS) -> int:
     match list(arguments):
         case [("--helper" | "--private") as mode, "--state", state, "--runtime", directory]:
             return _run(mode == "--helper", state, directory, commands)
-    sys.stderr.write("usage: nucleus.pod.boot --helper|--private --state DIR --runtime DIR\n")
+        case ["--helper", "--state", state, "--runtime", directory, "--approvers", uids]:
+            return _run(True, state, directory, commands, frozenset(map(int, uids.split(","))))
+    sys.stderr.write("usage: nucleus.pod.boot --helper|--private --state DIR --runtime DIR [--approvers UID,...]\n")
     return 2
 
 
-def _run(helper: bool, state: str, directory: str, commands: Commands) -> int:
+def _run(helper: bool, state: str, directory: str, commands: Commands, approvers: frozenset[int] = frozenset()) -> int:
     told = _is_open(3)  # asked before anything of ours can become number 3
     syscalls.set_dumpable(False)
     os.umask(0o077)
@@ -100,7 +102,7 @@ def _run(helper: bool, state: str, directory: str, commands: Commands) -> int:
 
     gc.enable()
     gc.freeze()
-    return builder.run(state, directory, commands, template, helper=helper, tell=told)
+    return builder.run(state, directory, commands, template, helper=helper, tell=told, approvers=approvers)
 
 
 def _lock(directory: str) -> bool:

@@ -39,6 +39,7 @@ from nucleus.pod.pods import ANSWER_SECONDS, TRUST_DOMAIN, Pod, Pods
 
 IDLE_SECONDS = 300.0
 LAUNCHERS = 256  # connected at a time
+APPROVERS = 64  # of other users, connected at a time
 LIMITS = cgroups.Limits()
 NAMESPACE_KINDS = ("user", "pid", "mnt")
 SDK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sdk")
@@ -72,7 +73,7 @@ class Builder:
         self._directory = directory
         self._peers: dict[str, children.Peer] = {}
         self.stopping = False
-        self.door: socket.socket | None = None  # the helper's listener
+        self.doors: dict[str, socket.socket] = {}  # the helper's listeners by path
         self._commands = commands
         self._child("template", template)
         self._child("zygote", boot.start(commands["zygote"]))
@@ -130,12 +131,12 @@ class Builder:
 
     def _shut_door(self) -> None:
         """Who comes now finds no helper, rather than one that refuses everybody; the next one waits for our lock."""
-        if self.door is not None:
-            self.loop.forget(self.door.fileno())
-            self.door.close()
-            self.door = None
+        for path, door in self.doors.items():
+            self.loop.forget(door.fileno())
+            door.close()
             with suppress(FileNotFoundError):
-                os.unlink(f"{self._directory}/helper.sock")
+                os.unlink(path)
+        self.doors = {}
 
     async def _stop(self, reason: str) -> None:
         for future in [self.pods.destroy(pod, reason) for pod in list(self.pods.all.values())] if self.pods else []:
@@ -153,9 +154,9 @@ class Builder:
             launcher.close()
         self.loop.stop()
 
-    def serve(self, channel: socket.socket, uid: int) -> None:
-        """Take one launcher on."""
-        self.launchers.add(Launcher(self, channel, uid))
+    def serve(self, channel: socket.socket, uid: int, *, approves_only: bool = False) -> None:
+        """Take one launcher on, or one who may do nothing but answer requests."""
+        self.launchers.add(Launcher(self, channel, uid, approves_only=approves_only))
 
     def released(self, launcher: Launcher) -> None:
         """A launcher is gone."""
@@ -176,8 +177,9 @@ class Builder:
 class Launcher:
     """One launcher's channel: requests in, answers and events out, its pods."""
 
-    def __init__(self, builder: Builder, channel: socket.socket, uid: int) -> None:
+    def __init__(self, builder: Builder, channel: socket.socket, uid: int, *, approves_only: bool = False) -> None:
         self._builder = builder
+        self.approves_only = approves_only
         self._channel = channel
         self._uid = uid
         self._pods: dict[str, Pod] = {}
@@ -232,6 +234,8 @@ class Launcher:
             serve = answers.get(op) if isinstance(op, str) else None
             if serve is None:
                 raise InvalidError("unknown request", rule="builder.op")
+            if self.approves_only and op != "attach_approver":
+                raise DeniedError("an approver of another user may only answer requests", rule="helper.approver")
             if packet.fds and op != "create_pod":
                 raise InvalidError(f"{op} takes no descriptors", rule="builder.fds")
             fds, packet.fds[:] = list(packet.fds), []
@@ -312,14 +316,14 @@ async def _sleep(loop: Loop, seconds: float) -> None:
     await woken
 
 
-def check_peer(channel: socket.socket) -> int:
-    """The uid of a peer that may use this helper.
+def check_peer(channel: socket.socket, also: frozenset[int] = frozenset()) -> int:
+    """The uid of a peer that may use this helper, or that is one of `also`.
 
     Raises:
         DeniedError: another user's, or in other namespaces than ours (a container's root is not ours).
     """
     pid, uid, _gid = struct.unpack("=iII", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (0, os.geteuid()):
+    if uid not in (0, os.geteuid(), *also):
         raise DeniedError(f"uid {uid} may not use this helper", rule="helper.peer")
     for kind in NAMESPACE_KINDS:
         try:
@@ -331,28 +335,29 @@ def check_peer(channel: socket.socket) -> int:
     return int(uid)
 
 
-def _listen(directory: str) -> socket.socket:
-    """The helper's socket; `boot` has the lock that makes us the only one."""
-    path = f"{directory}/helper.sock"
+def _listen(path: str, mode: int) -> socket.socket:
+    """A socket of the helper's; `boot` has the lock that makes us the only one."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # of a helper that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     listener.bind(path)
-    os.chmod(path, 0o600)
+    os.chmod(path, mode)
     listener.listen(64)
     listener.setblocking(False)
     return listener
 
 
-def _accept(builder: Builder, listener: socket.socket) -> None:
+def _accept(builder: Builder, listener: socket.socket, approvers: frozenset[int]) -> None:
+    """`approvers`: of the door for them; who comes there may only answer requests."""
     try:
         channel, _ = listener.accept()
     except OSError:
         return
     try:
-        if len(builder.launchers) >= LAUNCHERS:
+        others = sum(launcher.approves_only for launcher in builder.launchers)
+        if others >= APPROVERS if approvers else len(builder.launchers) - others >= LAUNCHERS:
             raise DeniedError("too many launchers", rule="helper.launchers")
-        builder.serve(channel, check_peer(channel))
+        builder.serve(channel, check_peer(channel, approvers), approves_only=bool(approvers))
     except NucleusError as error:
         with suppress(OSError):
             send_packet(channel, {"id": None, "error": error_body(error)})
@@ -367,14 +372,19 @@ def run(
     *,
     helper: bool,
     tell: bool,
+    approvers: frozenset[int] = frozenset(),
 ) -> int:
-    """Be a builder until it is over. `tell`: descriptor 3 is open."""
-    listener = _listen(directory) if helper else None
+    """Be a builder until it is over. `tell`: descriptor 3 is open. `approvers`: other users who may answer requests."""
+    doors = {f"{directory}/helper.sock": frozenset[int]()} if helper else {}
+    if approvers:
+        doors[runtime.approvers_socket(directory, make=True)] = approvers
+    listeners = {path: _listen(path, 0o666 if allowed else 0o600) for path, allowed in doors.items()}
     builder = Builder(state, directory, commands, template, helper=helper)
     _end_on_signals(builder)
-    if listener is not None:
-        builder.door = door = listener
-        builder.loop.on_readable(door.fileno(), lambda: _accept(builder, door))
+    if helper:
+        builder.doors = listeners
+        for path, door in listeners.items():
+            builder.loop.on_readable(door.fileno(), partial(_accept, builder, door, doors[path]))
         builder.watch_idle()
         if tell:
             with suppress(OSError):

@@ -226,6 +226,71 @@ def connect_helper() -> socket | None:
     return channel
 
 
+def approvers_socket(runtime: str, *, make: bool = False) -> str:
+    """Where other users answer the requests of root's pods; with `make` its directory is made.
+
+    Raises:
+        SandboxError: rule ``runtime.dir``: somebody else made it.
+    """
+    directory = f"{runtime}-approvers"
+    if make:
+        try:
+            os.mkdir(directory, 0o711)
+            os.chmod(directory, 0o711)  # noqa: S103 -- others come through, to a socket that asks who they are
+        except FileExistsError:
+            pass
+        found = os.lstat(directory)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o711:
+            raise SandboxError(f"{directory} is not a directory of ours with mode 0711", rule="runtime.dir")
+    return f"{directory}/approve.sock"
+
+
+def connect_approvers() -> socket | None:
+    """A channel to root's helper that only answers requests, or None where there is none."""
+    channel = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    try:
+        channel.connect(approvers_socket(_absolute(os.environ.get("NUCLEUS_RUNTIME") or ROOT_SLOTS, "NUCLEUS_RUNTIME")))
+        _check_owner(channel, 0)
+    except (FileNotFoundError, ConnectionRefusedError):
+        channel.close()
+        return None
+    except BaseException:
+        channel.close()
+        raise
+    _enlarge(channel)
+    return channel
+
+
+def approvers() -> list[int]:
+    """The uids of `NUCLEUS_APPROVERS` (users, uids, ``%group``), or of the group nucleus-approvers where there is one.
+
+    Raises:
+        SandboxError: rule ``runtime.approvers``: there is no such user or group.
+    """
+    named = os.environ.get("NUCLEUS_APPROVERS")
+    found: set[int] = set()
+    for item in ["%nucleus-approvers"] if named is None else filter(None, named.split(",")):
+        try:
+            found |= _uids(item.strip())
+        except KeyError:
+            if named is not None:
+                raise SandboxError(
+                    f"NUCLEUS_APPROVERS: no such user or group: {item}", rule="runtime.approvers"
+                ) from None
+    return sorted(found - {0})
+
+
+def _uids(item: str) -> set[int]:
+    """Raises KeyError."""
+    import grp
+    import pwd
+
+    if item.startswith("%"):
+        group = grp.getgrnam(item[1:])
+        return {pwd.getpwnam(name).pw_uid for name in group.gr_mem}
+    return {int(item)} if item.isascii() and item.isdigit() else {pwd.getpwnam(item).pw_uid}
+
+
 def start_helper() -> socket:
     """Start the resident helper and connect.
 
@@ -253,7 +318,10 @@ def _spawn_helper(runtime: str) -> None:
     """Start a helper; return once it listens, or has ended (another one has the lock, or it could not start)."""
     ready, tell = os.pipe2(os.O_CLOEXEC)
     try:
-        _spawn(["--helper", "--state", state_dir(), "--runtime", runtime], tell, detach=True)
+        words = ["--helper", "--state", state_dir(), "--runtime", runtime]
+        if os.geteuid() == 0 and (others := approvers()):
+            words += ["--approvers", ",".join(map(str, others))]
+        _spawn(words, tell, detach=True)
         os.close(tell)
         tell = -1
         os.read(ready, 1)
@@ -335,10 +403,10 @@ def _spawn(arguments: list[str], channel: int, *, detach: bool) -> None:
     os.waitpid(pid, 0)
 
 
-def _check_owner(channel: socket) -> None:
-    """The helper is root's or ours; anybody else's is refused before it hears a word."""
+def _check_owner(channel: socket, *owners: int) -> None:
+    """The helper is root's or ours (or of `owners`); anybody else's is refused before it hears a word."""
     uid = int.from_bytes(channel.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], sys.byteorder)  # struct ucred
-    if uid not in (0, os.geteuid()):
+    if uid not in (owners or (0, os.geteuid())):
         raise SandboxError(f"the helper belongs to uid {uid}", rule="helper.owner")
 
 
