@@ -309,7 +309,7 @@ def _start(log: LogFiles, wanted: Callable[[dict[str, Any]], bool], lines: int) 
     rest = b""  # of a line that begins further to the front
     found = 0
     while at > 0:
-        step = min(CHUNK, at - _file_start(log, at))
+        step = min(CHUNK, at - log.file_start(at))
         at -= step
         data = log.pread(step, at) + rest
         parts = data.split(b"\n")
@@ -327,13 +327,6 @@ def _start(log: LogFiles, wanted: Callable[[dict[str, Any]], bool], lines: int) 
         if len(rest) > LINE_BYTES:
             raise AuditError(f"{log.path} has a line that is none of ours", rule="audit.line")
     return start
-
-
-def _file_start(log: LogFiles, at: int) -> int:
-    """The place where the file begins that has the byte before `at`."""
-    if at > log.base:
-        return log.base
-    return next(segment.base for segment in reversed(log.segments) if segment.base < at)
 
 
 def _is_wanted(line: bytes, wanted: Callable[[dict[str, Any]], bool]) -> bool:

@@ -176,7 +176,7 @@ class TreeCheck:
     def _describe(self, found: Findings, size: int) -> None:
         say = found.remarks.append
         if self._last is not None:
-            late = size - self._last.size
+            late = max(0, size - self._last.size)
             say(f"checkpoints: {self._checkpoints}, the last of {self._last.size} records; {late} not signed yet")
             if self._key is None:
                 say("signatures not checked: no public key (--key)")

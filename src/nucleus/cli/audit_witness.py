@@ -1,19 +1,21 @@
 """`nucleus-audit witness`: cosigns a log's checkpoints as long as the log only grows.
 
 A process of its own, under a uid of its own: as root it opens the log's files, then becomes `--uid` for good, and only
-then touches its key and state. So whoever has the authority's uid has neither.
+then reads anything, its key and state first. So whoever has the authority's uid has neither. With --follow each pass
+opens the files anew (the log is rotated), with --uid in a child that the watching root process only starts and awaits.
 
 Steps of a pass:
+ 0. the last record that it cosigned is still where it was, byte for byte, or it is a `fork`
  1. new checkpoints are read; each is of the log, signed by the key that was pinned at the first run (or --log-key)
  2. sizes do not go back (`rewind`), and none contradicts what this witness signed for (`fork`)
  3. the log's new lines are hashed onto the tree that it kept: at each checkpoint's size the roots are equal, or it is a
-    `fork`; a log that ends before is a `shrink`, one that was put in another's place `replaced`
+    `fork`; a log that ends before is a `shrink`
  4. what it is going to sign for is kept first: atomically, durable
  5. the newest checkpoint is cosigned (C2SP cosignature/v1) and appended to `<log>.cosignatures`
 
 Promises: it never signs for two trees of which one is not the beginning of the other, across crashes; after a refusal
 its state is as before. Exit 0: cosigned or nothing new; 1: refused, with the word above; 2: unusable.
-Does not: read old lines again: that they still are what was signed is for `nucleus-audit verify` to see.
+Does not: read older lines again: that they still are what was signed is for `nucleus-audit verify` to see.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nucleus.audit.checkpoint import Checkpoint, Reader, cosignature, cosigned_message
-from nucleus.audit.merkle import Roots, Tree
+from nucleus.audit.merkle import Roots, Tree, leaf_hash
 from nucleus.audit.note import COSIGNATURE, ED25519, Note, VerifierKey, encode, parse
 from nucleus.audit.proof import signed_checkpoint
 from nucleus.audit.record import LINE_BYTES
@@ -38,6 +40,7 @@ from nucleus.cli.options import FLAG, ONE, invalid
 from nucleus.cli.options import parse as parse_options
 from nucleus.errors import AuditError, InvalidError
 from nucleus.store.note_keys import SigningKey, check_ours, create, load, write_whole
+from nucleus.store.segments import LogFiles
 
 USAGE = """\
 usage: nucleus-audit witness --state DIR --log LOG --key FILE [--log-key KEY] [--name NAME] [--uid UID]
@@ -51,7 +54,7 @@ Checks the checkpoints beside LOG against LOG and what it saw before, and cosign
 --uid      as root: become this uid once the log's files are open
 --follow   go on, looking every --interval seconds (default 2)
 
-exit codes: 0 cosigned, or nothing new; 1 refused (fork, rewind, shrink, replaced, signature, key); 2 unusable
+exit codes: 0 cosigned, or nothing new; 1 refused (fork, rewind, shrink, signature, key); 2 unusable
 """
 _TABLE = {
     "state": ONE, "log": ONE, "key": ONE, "log-key": ONE, "name": ONE, "uid": ONE, "follow": FLAG, "interval": ONE,
@@ -59,6 +62,7 @@ _TABLE = {
 }  # fmt: skip
 STATE = "witness.json"
 _CHUNK = 1 << 20
+_AHEAD = 64  # segments that it can be behind by
 _STATE_BYTES = 1 << 17
 
 
@@ -72,16 +76,25 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Seen:
-    """What the witness signed for last. `offset`: bytes of the log up to there; `note`: as it was cosigned."""
+    """What the witness signed for last.
+
+    `offset`: bytes of the log up to there; `leaf`: of the last record, in hex; `read`: bytes of the file of checkpoints
+    that it has looked at; `note`: the checkpoint as it was cosigned.
+    """
 
     log_key: str = ""
     tree: Tree = field(default_factory=Tree)
     offset: int = 0
+    leaf: str = ""
+    read: int = 0
     note: str = ""
 
     def encode(self) -> bytes:
         """The state file."""
-        body = {"v": 1, "log_key": self.log_key, "tree": self.tree.pack(), "offset": self.offset, "note": self.note}
+        body = {
+            "v": 1, "log_key": self.log_key, "tree": self.tree.pack(), "offset": self.offset, "leaf": self.leaf,
+            "read": self.read, "note": self.note,
+        }  # fmt: skip
         return json.dumps(body, indent=1).encode() + b"\n"
 
     @classmethod
@@ -89,8 +102,9 @@ class Seen:
         """Raises InvalidError."""
         try:
             body: dict[str, Any] = json.loads(data)
-            seen = cls(str(body["log_key"]), Tree.unpack(body["tree"]), body["offset"], str(body["note"]))
-            if body["v"] != 1 or type(seen.offset) is not int or seen.offset < 0:
+            leaf, note = str(body["leaf"]), str(body["note"])
+            seen = cls(str(body["log_key"]), Tree.unpack(body["tree"]), body["offset"], leaf, body["read"], note)
+            if body["v"] != 1 or any(type(at) is not int or at < 0 for at in (seen.offset, seen.read)):
                 raise ValueError
             if seen.note:
                 checkpoint = Checkpoint.parse(parse(seen.note.encode()).text)
@@ -102,12 +116,12 @@ class Seen:
 
 
 class Files:
-    """The log's files, opened once, with the privileges that there are then."""
+    """The log's files, opened with the privileges that there are then."""
 
     def __init__(self, log: str) -> None:
         self.fds: list[int] = []
+        self.log = LogFiles(log, _AHEAD)
         try:
-            self.log = self._open(log, os.O_RDONLY)
             self.checkpoints = self._open(log + CHECKPOINTS, os.O_RDONLY)
             self.cosignatures = self._open(log + COSIGNATURES, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
@@ -130,6 +144,7 @@ class Files:
         for fd in self.fds:
             os.close(fd)
         self.fds.clear()
+        self.log.close()
 
 
 class Witness:
@@ -147,19 +162,13 @@ class Witness:
             raise Refused("key", "the log's key is not the one of the first run")
         self.seen.log_key = str(chosen)
         self._log_key = chosen
-        self._reader = Reader()
-        self._highest = 0  # of the sizes in the file of checkpoints, in its order
+        self._read = self.seen.read
         self._finish_last()
 
     def look(self) -> Checkpoint | None:
         """One pass; what was cosigned, None when nothing is new. Raises Refused, InvalidError, AuditError, OSError."""
-        if any(os.fstat(fd).st_nlink == 0 for fd in (self._files.log, self._files.checkpoints)):
-            raise Refused("replaced", "the log or its checkpoints are another file now")
+        self._check_last()  # 0
         new = self._new_checkpoints()
-        if self._highest < self.seen.tree.size:
-            raise Refused("rewind", f"checkpoints end at {self._highest} records, {self.seen.tree.size} were cosigned")
-        if os.fstat(self._files.log).st_size < self.seen.offset:
-            raise Refused("shrink", f"the log is shorter than at the {self.seen.tree.size} records that were cosigned")
         if not new:
             return None
         seen = self._grown([checkpoint for _, checkpoint in new])
@@ -173,23 +182,29 @@ class Witness:
         self._append(data)  # 5
         return checkpoint
 
+    def _check_last(self) -> None:
+        """Step 0."""
+        size, offset = self.seen.tree.size, self.seen.offset
+        if self._files.log.size < offset:
+            raise Refused("shrink", f"the log is shorter than at the {size} records that were cosigned")
+        if size and leaf_hash(self._files.log.line_before(offset, LINE_BYTES)).hex() != self.seen.leaf:
+            raise Refused("fork", f"record {size} is not the one that was cosigned")
+
     def _new_checkpoints(self) -> list[tuple[Note, Checkpoint]]:
         """Steps 1 and 2: those beyond what was cosigned, each size once."""
         new: list[tuple[Note, Checkpoint]] = []
         fd, size = self._files.checkpoints, self.seen.tree.size
-        at = self._reader.offset
+        highest, at = size, self.seen.read
         if os.fstat(fd).st_size < at:
-            raise Refused("rewind", "the file of checkpoints is shorter than before")
-        self._reader = Reader(at)
+            raise Refused("rewind", f"the checkpoints end before that of the {size} records that were cosigned")
+        reader = Reader(at)
         try:
             while chunk := os.pread(fd, _CHUNK, at):
                 at += len(chunk)
-                for _, note, checkpoint in self._reader.feed(chunk):
-                    if checkpoint.size < self._highest:
-                        raise Refused("rewind", f"checkpoints go back from {self._highest} to {checkpoint.size}")
-                    self._highest = checkpoint.size
-                    if checkpoint.size < size:
-                        continue  # older than what was cosigned: looked at then
+                for _, note, checkpoint in reader.feed(chunk):
+                    if checkpoint.size < highest:
+                        raise Refused("rewind", f"checkpoints go back from {highest} to {checkpoint.size}")
+                    highest = checkpoint.size
                     signed_checkpoint(note, self._log_key)
                     same = new[-1][1] if new else Checkpoint("", size, self.seen.tree.root())
                     if checkpoint.size > same.size:
@@ -198,20 +213,22 @@ class Witness:
                         raise Refused("fork", f"two trees of {checkpoint.size} records are signed")
         except InvalidError as error:
             raise Refused("signature", error.message) from None
+        self._read = reader.offset
         return new
 
     def _grown(self, checkpoints: list[Checkpoint]) -> Seen:
         """Step 3: the state after these."""
         roots = Roots([checkpoint.size for checkpoint in checkpoints], self.seen.tree.copy())
         last, start = checkpoints[-1].size, self.seen.offset
-        at, rest = start, b""
-        while roots.tree.size < last and (chunk := os.pread(self._files.log, _CHUNK, at)):
+        at, rest, final = start, b"", b""
+        while roots.tree.size < last and (chunk := self._files.log.pread(_CHUNK, at)):
             at += len(chunk)
             lines = (rest + chunk).split(b"\n")
             rest = lines.pop()
             if len(rest) > LINE_BYTES:
                 raise Refused("fork", "the log has a line that is none of ours")
             lines = lines[: last - roots.tree.size]
+            final = lines[-1] if lines else final
             roots.feed(b"".join(line + b"\n" for line in lines))
         before = self.seen.tree.size
         for checkpoint in checkpoints:
@@ -221,11 +238,15 @@ class Witness:
             if root != checkpoint.root:
                 raise Refused("fork", f"the signed tree of {checkpoint.size} records does not grow from {before}")
             before = checkpoint.size
-        return Seen(self.seen.log_key, roots.tree, start + roots.offset)
+        leaf = leaf_hash(final).hex()
+        return Seen(self.seen.log_key, roots.tree, start + roots.offset, leaf, self._read)
 
     def _finish_last(self) -> None:
         """A crash between steps 4 and 5: the cosignature is appended now."""
-        fd = self._files.cosignatures
+        fd, note = self._files.cosignatures, self.seen.note.encode() + b"\n"
+        size = os.fstat(fd).st_size
+        if self.seen.note and os.pread(fd, len(note), max(0, size - len(note))) == note:
+            return
         reader, at, last = Reader(), 0, b""
         while chunk := os.pread(fd, _CHUNK, at):
             at += len(chunk)
@@ -265,6 +286,42 @@ def run(argv: list[str]) -> int:
         raise invalid("nucleus-audit witness --state DIR --log LOG --key FILE")
     interval = _number(options["interval"] or "2")
     log_key = read_key(options["log-key"], ED25519) if options["log-key"] else None
+    try:
+        while True:
+            apart = options["follow"] and options["uid"]
+            code = _in_child(options, log_key) if apart else _pass(options, log_key)
+            if code or not options["follow"]:
+                return code
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _in_child(options: dict[str, Any], log_key: VerifierKey | None) -> int:
+    """A pass in a process that becomes the witness's uid for good; its exit code."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = _pass(options, log_key)
+        except KeyboardInterrupt:
+            code = 0
+        except (InvalidError, AuditError, OSError) as error:
+            text = f"unusable: {error}" if isinstance(error, OSError) else error.diagnostics()
+            sys.stderr.write(printable(text) + "\n")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except KeyboardInterrupt:
+        os.waitpid(pid, 0)
+        raise
+
+
+def _pass(options: dict[str, Any], log_key: VerifierKey | None) -> int:
     files = Files(options["log"])
     lock = -1
     try:
@@ -273,11 +330,8 @@ def run(argv: list[str]) -> int:
         lock = _lock(options["state"])
         key = _own_key(options["key"], options["name"], options["state"])
         witness = Witness(files, options["state"], key, log_key)
-        while True:
-            _say(witness, witness.look(), as_json=options["json"], quiet=options["follow"])
-            if not options["follow"]:
-                return 0
-            time.sleep(interval)
+        _say(witness, witness.look(), as_json=options["json"], quiet=options["follow"])
+        return 0
     except Refused as error:
         if options["json"]:
             sys.stdout.write(json.dumps({"ok": False, "code": error.code, "problem": str(error)}) + "\n")
@@ -286,8 +340,6 @@ def run(argv: list[str]) -> int:
         return 1
     except AuditError as error:
         raise InvalidError(error.message, rule=error.rule, next_step=error.next_step) from error
-    except KeyboardInterrupt:
-        return 0
     finally:
         files.close()
         if lock >= 0:
@@ -309,7 +361,7 @@ def _own_key(path: str, name: str, state: str) -> SigningKey:
     key = load(path, COSIGNATURE)
     if key is None:
         key = create(path, name or f"{os.uname().nodename}/nucleus-witness", COSIGNATURE)
-        sys.stdout.write(f"public key: {key.public()}\n")
+        sys.stderr.write(f"public key: {key.public()}\n")
     elif name and name != key.name:
         raise invalid(f"the key's name is {key.name}")
     public = os.path.join(state, "witness.vkey")

@@ -112,6 +112,23 @@ class LogFiles:
         """The path of the file that has this byte of the log."""
         return next((s.path for s in reversed(self.segments) if s.base <= at < self.base), self.path)
 
+    def file_start(self, at: int) -> int:
+        """Where the file begins that has the byte before `at`. Raises AuditError: it is missing."""
+        if at > self.base:
+            return self.base
+        for segment in reversed(self.segments):
+            if segment.base < at:
+                return segment.base
+        raise self._hole(at - 1)
+
+    def line_before(self, at: int, limit: int) -> bytes:
+        """The line that ends with the LF before `at`, without it, of at most `limit` bytes. Raises as `pread`."""
+        start = max(self.file_start(at), at - limit - 1)
+        data = b""
+        while start + len(data) < at:
+            data += self.pread(at - start - len(data), start + len(data)) or b"\0"
+        return data.removesuffix(b"\n").rpartition(b"\n")[2]
+
     def pread(self, count: int, at: int) -> bytes:
         """Up to `count` bytes of the log from `at` on, of one file; b"" at the end.
 
@@ -124,11 +141,7 @@ class LogFiles:
         segment = next((s for s in reversed(self.segments) if s.base <= at), None)
         data = os.pread(self._fd(segment), count, at - segment.base) if segment is not None else b""
         if not data:
-            raise AuditError(
-                f"{self.path}: byte {at} of the log is in no file: a segment is missing or was cut",
-                rule="audit.segment",
-                next_step="Put the segment back from a copy.",
-            )
+            raise self._hole(at)
         return data
 
     def chunks(self) -> Iterator[tuple[str, bytes]]:
@@ -170,6 +183,13 @@ class LogFiles:
         for fd in (*self._open.values(), self._live):
             os.close(fd)
         self._open.clear()
+
+    def _hole(self, at: int) -> AuditError:
+        return AuditError(
+            f"{self.path}: byte {at} of the log is in no file: a segment is missing or was cut",
+            rule="audit.segment",
+            next_step="Put the segment back from a copy.",
+        )
 
     def _size(self, segment: Segment) -> int:
         fd = self._open.get(segment.path)
