@@ -26,6 +26,19 @@ NOTE_BYTES = 65_536
 MAX_SIGNATURES = 64  # the standard wants at least 16
 NAME_BYTES = 512
 _PUBLIC_BYTES = 32
+# y of the points of order 1, 2, 4 and 8, reduced and not: under such a key one signature can be good for every text
+_SMALL_ORDER = frozenset(
+    y.to_bytes(32, "little")
+    for y in (
+        0,
+        1,
+        (1 << 255) - 20,
+        (1 << 255) - 19,
+        (1 << 255) - 18,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    )
+)
 _DASH = "\u2014 "
 
 
@@ -56,6 +69,8 @@ class VerifierKey:
         check_name(self.name)
         if self.type not in (ED25519, COSIGNATURE) or len(self.public) != _PUBLIC_BYTES:
             raise InvalidError("not an Ed25519 key of a log or a witness", rule="audit.key")
+        if self.public[:31] + bytes([self.public[31] & 0x7F]) in _SMALL_ORDER:
+            raise InvalidError("a public key of small order", rule="audit.key")
 
     @property
     def key_id(self) -> bytes:

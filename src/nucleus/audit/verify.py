@@ -28,7 +28,7 @@ COMPLETENESS_UNKNOWN = "internally consistent, completeness unknown"
 COMPLETE_TO_PIN = "internally consistent, complete up to the pinned head"
 KINDS = frozenset({
     "edited", "encoding", "head", "gap", "swapped", "duplicate", "unlinked", "torn", "long", "empty", "rewritten",
-    "cut",
+    "cut", "fork", "checkpoint",
 })  # fmt: skip
 MAX_OPEN = 65_536  # intents that are waited for; of more, the oldest are counted as having no outcome
 
