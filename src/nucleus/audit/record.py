@@ -37,7 +37,22 @@ LINE_BYTES = 4 * FIELD_BYTES  # no line is longer
 HASH_TAIL = len(',"hash":""}') + 64  # bytes of a line after what the hash covers
 _REFUSALS = frozenset({"denied", "invalid", "unauthenticated", "error", "identity.refused"})
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+_VALUES = (dict, str)
+_TEXT = json.encoder.encode_basestring_ascii
+
+
+def _no_json(value: object) -> object:
+    raise TypeError(type(value).__name__)
+
+
+# What json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode makes for each call anew.
+_PARTS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+    None, _no_json, _TEXT, None, ":", ",", False, False, False
+)
+
+
+def _JSON(value: object) -> str:
+    return _TEXT(value) if isinstance(value, str) else "".join(_PARTS(value, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +82,46 @@ def encode(record: Record, seq: int, prev: str) -> tuple[bytes, str]:
         raise InvalidError("unknown audit event", rule="audit.event")
     if record.operation_hash and not _HEX64.fullmatch(record.operation_hash):
         raise InvalidError("operation_hash is not 64 hex digits", rule="audit.field")
-    limit = REFUSED_FIELD_BYTES if record.event in _REFUSALS else FIELD_BYTES
     try:
-        head = (
-            f'{{"v":{VERSION},"seq":{seq},"time_ns":{record.time_ns},"mono_ns":{record.mono_ns}'
-            f',"pod":{_text(record.pod)},"event":"{record.event}","request_id":{_text(record.request_id)}'
-            f',"principal":{_text(record.principal)},"operation":{_value(record.operation, limit)}'
-            f',"operation_hash":"{record.operation_hash}","decision":{_value(record.decision, limit)}'
-            f',"outcome":{_value(record.outcome, limit)},"context":{_context(record.context)},"prev":"{prev}"'
-        ).encode("ascii")
+        head = _small(record, seq, prev) or _head(record, seq, prev)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidError(f"a record is not JSON: {type(error).__name__}", rule="audit.field") from None
     digest = hashlib.sha256(head).hexdigest()
     return b'%b,"hash":"%b"}\n' % (head, digest.encode("ascii")), digest
+
+
+def _small(record: Record, seq: int, prev: str) -> bytes:
+    """The line up to its hash in one go, when all of it is below the least of the bounds; else b""."""
+    pod, request_id, principal = record.pod, record.request_id, record.principal
+    operation, decision, outcome, context = record.operation, record.decision, record.outcome, record.context
+    if not (
+        type(pod) is type(request_id) is type(principal) is str
+        and type(operation) in _VALUES
+        and type(decision) in _VALUES
+        and type(outcome) in _VALUES
+        and type(context) is dict
+    ):
+        return b""
+    fields = {
+        "v": VERSION, "seq": seq, "time_ns": record.time_ns, "mono_ns": record.mono_ns, "pod": pod,
+        "event": record.event, "request_id": request_id, "principal": principal, "operation": operation,
+        "operation_hash": record.operation_hash, "decision": decision, "outcome": outcome, "context": context,
+        "prev": prev,
+    }  # fmt: skip
+    text = "".join(_PARTS(fields, 0))
+    return text[:-1].encode("ascii") if len(text) <= REFUSED_FIELD_BYTES else b""
+
+
+def _head(record: Record, seq: int, prev: str) -> bytes:
+    """The same, field by field, each within its bound."""
+    limit = REFUSED_FIELD_BYTES if record.event in _REFUSALS else FIELD_BYTES
+    return (
+        f'{{"v":{VERSION},"seq":{seq},"time_ns":{record.time_ns},"mono_ns":{record.mono_ns}'
+        f',"pod":{_text(record.pod)},"event":"{record.event}","request_id":{_text(record.request_id)}'
+        f',"principal":{_text(record.principal)},"operation":{_value(record.operation, limit)}'
+        f',"operation_hash":"{record.operation_hash}","decision":{_value(record.decision, limit)}'
+        f',"outcome":{_value(record.outcome, limit)},"context":{_context(record.context)},"prev":"{prev}"'
+    ).encode("ascii")
 
 
 def encode_parsed(fields: dict[str, Any]) -> bytes:

@@ -80,6 +80,8 @@ class Verifier:
         start: the verified head to go on from; default: the beginning of the log.
         on_record: called with each record that verified.
         pin: a head that the log must contain, as (seq, hash).
+        strict: check 3 as well; without it, and without `on_record`, a line is not parsed: hash, place and predecessor
+            are compared as bytes, five times as fast.
     """
 
     def __init__(
@@ -87,7 +89,10 @@ class Verifier:
         start: Head | None = None,
         on_record: Callable[[dict[str, Any]], None] | None = None,
         pin: tuple[int, str] | None = None,
+        *,
+        strict: bool = True,
     ) -> None:
+        self._quick = not strict and on_record is None
         self.head = start or Head()
         self._resumed = start is not None and start.seq > 0
         self._on_record = on_record
@@ -122,8 +127,11 @@ class Verifier:
         """Take the next bytes; False once it is known what is wrong (then stop reading)."""
         if self._bad is not None:
             return False
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
+        lines = (self._rest + chunk).split(b"\n")
+        self._rest = lines.pop()
+        done = self._follow(lines) if self._quick and self._late is None else 0
+        self._lines += done
+        for line in lines[done:] if done else lines:
             if self._late is not None:
                 self._bad = self._gap(line)
                 return False
@@ -186,6 +194,26 @@ class Verifier:
         if canonical != line or not isinstance(fields, dict) or tuple(fields) != FIELDS:  # 3
             return Bad("encoding", "not in the log's one encoding")
         return self._check_place(fields, digest, len(line) + 1)
+
+    def _follow(self, lines: list[bytes]) -> int:
+        """How many of the lines are the next ones, by the bytes that say so; what is not is looked at in full."""
+        seq, prev, offset = self.head
+        before, sha256, pinned = prev.encode("ascii"), hashlib.sha256, self._pin[0] if self._pin is not None else 0
+        first = seq
+        for line in lines:
+            digest = sha256(line[:-HASH_TAIL]).hexdigest().encode("ascii")
+            if (
+                not line.startswith(b'{"v":1,"seq":%d,"time_ns":' % (seq + 1))
+                or not line.endswith(b',"prev":"%b","hash":"%b"}' % (before, digest))
+                or seq + 1 == pinned
+                or len(line) >= LINE_BYTES
+            ):
+                break
+            seq += 1
+            before = digest
+            offset += len(line) + 1
+        self.head = Head(seq, before.decode("ascii"), offset)
+        return seq - first
 
     def _check_place(self, fields: dict[str, Any], digest: str, size: int) -> Bad | None:
         seq, before = fields["seq"], self.head
