@@ -54,6 +54,7 @@ class Ear:
     def __init__(self, kind: str, *, pod: str = "", uid: int = -1) -> None:
         self.kind, self.pod, self.uid = kind, pod, uid
         self.attested = None
+        self.answers_only = False
         self.seen: list[dict[str, Any]] = []
 
     def send(self, header: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from nucleus.budget.reservation import Account, Hold, Phase, Verdict, reconcile
+from nucleus.budget.reservation import Account, Hold, Phase, Pool, Verdict, reconcile
 from nucleus.errors import BudgetError, InvalidError, NucleusError
 
 LIMIT = 1_000
@@ -126,3 +126,58 @@ def test_nothing_is_charged_without_an_intent_and_no_intent_is_released() -> Non
 )
 def test_the_crash_rules(hold: Hold, outcome: int | None, intent: bool, verdict: Verdict) -> None:
     assert reconcile(hold, outcome, intent=intent) == verdict
+
+
+def nested(*limits: int) -> Account:
+    """A pod's account below pools; the first limit is the pod's."""
+    pools = tuple(Pool(f"level{number}", limit) for number, limit in enumerate(limits[1:]))
+    return Account(limits[0], above=pools)
+
+
+def test_a_hold_is_at_every_level_or_at_none() -> None:
+    account = nested(100, 1_000, 50)
+    with pytest.raises(BudgetError) as caught:
+        account.reserve("a" * 32, 60)
+    assert caught.value.rule == "budget.account"
+    assert "level1" in caught.value.next_step
+    assert "level1" not in caught.value.message  # which the agent is told
+    assert [level.reserved for level in (account, *account.above)] == [0, 0, 0]
+    account.reserve("a" * 32, 50)
+    assert [level.reserved for level in (account, *account.above)] == [50, 50, 50]
+    account.mark("a" * 32, Phase.INTENT)
+    account.settle("a" * 32, 20)
+    assert [(level.reserved, level.spent) for level in (account, *account.above)] == [(0, 20)] * 3
+    account.reserve("b" * 32, 30)
+    account.release("b" * 32)
+    assert [(level.reserved, level.spent) for level in (account, *account.above)] == [(0, 20)] * 3
+
+
+def test_with_a_least_a_hold_takes_what_there_is() -> None:
+    account = nested(100, 70)
+    assert account.check_reserve("a" * 32, 90, 50) == 70
+    assert account.check_reserve("a" * 32, 60, 50) == 60
+    assert account.check_reserve("a" * 32, 30, 50) == 30
+    with pytest.raises(BudgetError):
+        account.check_reserve("a" * 32, 90, 71)
+
+
+def test_only_what_runs_is_extended() -> None:
+    account = nested(100, 70)
+    account.reserve("a" * 32, 50)
+    with pytest.raises(InvalidError):
+        account.extend("a" * 32, 10)
+    account.mark("a" * 32, Phase.INTENT)
+    assert account.check_extend("a" * 32, 100, 1) == 20
+    account.extend("a" * 32, 20)
+    with pytest.raises(BudgetError):
+        account.check_extend("a" * 32, 100, 1)
+    account.settle("a" * 32, 70)
+    assert account.above[0].spent == 70
+
+
+def test_a_window_begins_again_and_what_is_held_stays_held() -> None:
+    pool = Pool("acme", 100, 60, 30, window_ns=10, since_ns=100)
+    assert not pool.roll(109)
+    assert not pool.roll(5)  # a clock that went back gives nothing
+    assert pool.roll(137)
+    assert (pool.since_ns, pool.spent, pool.reserved) == (130, 0, 30)

@@ -37,6 +37,7 @@ class Batch:
         self.now_ns = 0
         self.mono_ns = 0
         self._answers: list[_Answer] = []
+        self._later: list[Callable[[], None]] = []
         self._broken: AuditError | None = None
 
     def start(self, now_ns: int, mono_ns: int, *, durable: bool) -> None:
@@ -65,6 +66,10 @@ class Batch:
         """Answer once the turn is committed; `recorded`: and the log durable. `then` hears first how it went."""
         self._answers.append(_Answer(stream, ident, ok, recorded, then))
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Do `work` once this turn is over, with no transaction open; it deals with its own errors."""
+        self._later.append(work)
+
     def break_off(self, why: AuditError) -> None:
         """Something went wrong in the middle of a change: nothing of this turn counts."""
         self._broken = why
@@ -89,6 +94,9 @@ class Batch:
                 stream.fail(ident, refusal)
             elif ok is not None:
                 stream.answer(ident, ok)
+        work, self._later = self._later, []
+        for one in work:
+            one()
 
     def _commit(self) -> AuditError | None:
         try:

@@ -26,6 +26,7 @@ from nucleus.authority.peers import (
 )
 from nucleus.authority.service import Service
 from nucleus.authority.signing import Signer
+from nucleus.budget import names as account_names
 from nucleus.errors import AuditError, InvalidError, NucleusError
 from nucleus.frames import Frame
 from nucleus.pod.packets import Packet, close_all, error_body, recv_packet, send_packet
@@ -194,6 +195,8 @@ class Loop:
         context["trusted_workspace"] = trusted
         if session := fields.text(body, "session", 63, default=""):
             context["session"] = session
+        if account := fields.text(body, "account", account_names.BYTES, default=""):
+            context["account"] = account_names.check(account)
         return self._service.register_pod(fields.pod(body), fields.text(body, "namespace", 63), context)
 
     def _attach(self, body: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -213,7 +216,8 @@ class Loop:
             elif role == APPROVER:
                 if sum(c.kind == APPROVER for c in self._channels.values()) >= MAX_APPROVERS:
                     raise InvalidError("too many approvers", rule="attach.approver")
-                self._add(Channel(sock, self._epoll, APPROVER, uid=fields.uid(body)))
+                answers_only = body.get("answers_only", False) is not False
+                self._add(Channel(sock, self._epoll, APPROVER, uid=fields.uid(body), answers_only=answers_only))
             elif role == VAULT:
                 names = body.get("names")
                 if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -43,12 +43,14 @@ class Channel(Stream):
         uid: int = -1,
         attested: Attested | None = None,
         names: frozenset[str] = frozenset(),
+        answers_only: bool = False,
     ) -> None:
         super().__init__(sock, epoll, _IN[kind], _OUT[kind])
         self.kind = kind
         self.pod = pod
         self.uid = uid
         self.attested = attested
+        self.answers_only = answers_only  # an approver who may answer requests, and do nothing else
         self.names = names  # of the credentials that a vault's other end may fetch
 
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nucleus.authority import fields, identities, rules
+from nucleus.authority import budgets, fields, identities, rules
 from nucleus.authority.approvals import PRINCIPAL_BYTES, Desk
 from nucleus.authority.batch import Batch
+from nucleus.authority.budgets import Budgets
 from nucleus.authority.clock import Clock
 from nucleus.authority.peers import APPROVER, GATE, VAULT, WORKLOAD, Channel
 from nucleus.authority.recovery import resolve
@@ -69,6 +70,7 @@ class Service:
         self._clock = clock
         self._credentials = credentials
         self.rules = Rules()
+        self.budgets = Budgets(ledger)
 
     def now(self) -> tuple[int, int]:
         """The clocks: nanoseconds since the epoch, monotonic nanoseconds."""
@@ -92,8 +94,12 @@ class Service:
                 if handler is None or "pod" in header or frame.body:  # 1, 2
                     raise InvalidError("unknown request of a gate", rule="frames.op")
                 handler(self, channel, ident, header)
+            elif channel.kind == APPROVER and channel.answers_only and header.get("op") in rules.OPS | budgets.OPS:
+                raise DeniedError("an approver of another user may only answer requests", rule="helper.approver")
             elif channel.kind == APPROVER and header.get("op") in rules.OPS:
                 self.rules.approver(channel, ident, header, self.batch)
+            elif channel.kind == APPROVER and header.get("op") in budgets.OPS:
+                self.budgets.approver(channel, ident, header, self.batch)
             elif channel.kind == APPROVER:
                 self.desk.approver(channel, ident, channel.uid, header, self.batch)
             elif channel.kind == WORKLOAD:
@@ -109,8 +115,12 @@ class Service:
             channel.shut()
 
     def _decides(self, channel: Channel, header: dict[str, Any]) -> bool:
-        """An approval may be decided or spent by it."""
+        """An approval may be decided or spent by it, or money that the log alone would not give back."""
         match header.get("op"):
+            case "extend":
+                return bool(channel.kind == GATE)  # the intent on record has the smaller amount
+            case "budget_charge":
+                return bool(channel.kind == APPROVER)
             case "reserve":
                 return "token" in header
             case "ask":
@@ -149,14 +159,23 @@ class Service:
         amount = checked(header.get("amount"), "amount")
         operation_hash = fields.operation_hash(header)
         principal = fields.text(header, "principal", PRINCIPAL_BYTES)
-        if pod.window_ns and self.batch.now_ns - pod.started_ns >= pod.window_ns:
+        if _over(pod, self.batch.now_ns):
             raise BudgetError("the budget's time window is over", rule="budget.window")
         nonce = None
         if "token" in header:  # 5
             text = fields.text(header, "token", TOKEN_BYTES)
             nonce = self.desk.check_token(text, operation_hash, principal, pod.pod, self.batch)
-        self.batch.writes().reserve(pod, reservation, amount, nonce)
-        self.batch.answer(channel, ident, {})
+        least = checked(header["least"], "least") if "least" in header else None
+        held = self.batch.writes().reserve(pod, reservation, amount, nonce, least=least, now_ns=self.batch.now_ns)
+        self.batch.answer(channel, ident, {} if least is None else {"held": held})
+
+    def _extend(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        pod = self._pod(channel)
+        amount, least = checked(header.get("amount"), "amount"), checked(header.get("least"), "least")
+        if _over(pod, self.batch.now_ns):
+            raise BudgetError("the budget's time window is over", rule="budget.window")
+        more = self.batch.writes().extend(pod, fields.reservation(header), amount, least, self.batch.now_ns)
+        self.batch.answer(channel, ident, {"held": more})
 
     def _settle(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
         actual = checked(header.get("actual"), "actual")
@@ -274,6 +293,9 @@ class Service:
             "orchestrator_id": str(identities.orchestrator_id(self._trust_domain, namespace, pod)),
         }
         session = str(context.get("session", ""))
+        draws_on = self.ledger.accounts.choose(str(context.pop("account", "")), session)
+        if draws_on:
+            context["account"] = draws_on
         if session:
             if any((namespace, session) == other[:2] for other in self._sessions.values()):
                 # What one sees would not reach the other's gate.
@@ -289,7 +311,7 @@ class Service:
         batch.start(*self._clock(), durable=False)
         ledger = batch.writes()
         try:
-            ledger.register(pod, namespace, batch.now_ns)
+            ledger.register(pod, namespace, batch.now_ns, draws_on)
             batch.record("pod.start", pod=pod, context={"namespace": namespace, **context})
         except NucleusError:
             ledger.rollback()
@@ -319,6 +341,7 @@ class Service:
     def lost(self, channel: Channel) -> None:
         """A channel ended: what it left open ends too."""
         self.rules.lost(channel)
+        self.budgets.lost(channel)
         self.batch.start(*self._clock(), durable=False)
         if channel.kind == APPROVER:
             self._guarded(lambda: self.desk.approver_lost(channel, self.batch))
@@ -335,6 +358,11 @@ class Service:
                     return  # the holds stay, and are resolved when the pod is closed or at the next start
 
 
+def _over(pod: PodAccount, now_ns: int) -> bool:
+    """Whether the time window of the pod's policy has passed."""
+    return bool(pod.window_ns and now_ns - pod.started_ns >= pod.window_ns)
+
+
 def _sums(account: Any) -> dict[str, Any]:
     return {"limit": account.limit, "spent": account.spent, "reserved": account.reserved}
 
@@ -343,6 +371,7 @@ _GATE: dict[str, Handler] = {
     "open_budget": Service._open_budget,
     "budget": Service._budget,
     "reserve": Service._reserve,
+    "extend": Service._extend,
     "settle": Service._settle,
     "release": Service._release,
     "append": Service._append,

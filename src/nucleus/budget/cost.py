@@ -96,6 +96,19 @@ def upper_bound(
     raise InvalidError("no cost is known for this kind of operation", rule="budget.kind")
 
 
+def least_of_command(model: CostModel = DEFAULT) -> int:
+    """The smallest reservation that a command is begun with: one second of it, and what ending it may take."""
+    return upper_bound("run", timeout_ms=1_000, model=model)
+
+
+def paid_ns(held: int, model: CostModel = DEFAULT) -> int:
+    """How long a command may run that has `held` reserved, so that ending it is paid for too."""
+    if not model.command_second:
+        return LIMITS.run_timeout_max_ms * 1_000_000
+    seconds = max(0, amount(held, "cost") - model.command_base) // model.command_second
+    return max(0, seconds * NS_PER_S - LIMITS.grace_ns)
+
+
 def actual(
     kind: str, *, duration_ns: int = 0, bytes_moved: int = 0, matches: int = 0, model: CostModel = DEFAULT
 ) -> int:

@@ -35,6 +35,7 @@ usage: nucleus exec [options] -- COMMAND [ARGUMENT...]
   --approvals WHERE    auto: ask on this terminal, if there is one; none: do not
   --namespace NAME     the pod's namespace (default: default)
   --session NAME       what pods of this name have seen counts in the next one
+  --budget-account A   charge A and the accounts above it, too (`nucleus budget`)
   --json               print the gate's reply as JSON
 """
 OPTIONS = {
@@ -48,6 +49,7 @@ OPTIONS = {
     "approvals": ONE,
     "namespace": ONE,
     "session": ONE,
+    "budget-account": ONE,
     "json": FLAG,
     "help": FLAG,
 }
@@ -85,6 +87,7 @@ def pod_spec(options: dict[str, Any]) -> dict[str, Any]:
         "policy_source": source,
         "namespace": options["namespace"] or "default",
         "session": options["session"],
+        "account": options["budget-account"] or os.environ.get("NUCLEUS_BUDGET_ACCOUNT", ""),
         "trust_workspace": options["trust-workspace"],
         # Absolute and normalized is what the builder wants; it resolves links itself.
         "toolchains": [os.path.abspath(path) for path in options["toolchain"]],

@@ -29,6 +29,8 @@ usage: nucleus [--no-helper] VERB ...
   policy     list, show, check, explain, diff or meet policies
   credentials secrets that stay on the host and are added by a pod's gateway
   net        what running pods may reach and reach; allow or deny while they run
+  budget     what pods may spend together; top-ups, charges, history
+  ledger     check or back up the ledger
   why        what was refused last, by which rule, and what to do
   audit      verify or read the audit log (also: nucleus-audit)
   doctor     what isolation this machine gives, and what is missing
@@ -50,6 +52,8 @@ VERBS = (
     "policy",
     "credentials",
     "net",
+    "budget",
+    "ledger",
     "why",
     "audit",
     "doctor",

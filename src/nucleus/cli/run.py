@@ -48,6 +48,7 @@ usage: nucleus run [options] -- AGENT [ARGUMENT...]
   --approvals WHERE    auto: ask on this terminal where the agent cannot reach it; none: do not
   --namespace NAME     the pod's namespace (default: default)
   --session NAME       what pods of this name have seen counts in the next one
+  --budget-account A   charge A and the accounts above it, too (`nucleus budget`)
   --mcp-config FILE    give the agent the tools of these MCP servers, through the gate
   --json               print the closing summary as JSON (on standard error)
 """
@@ -62,6 +63,7 @@ OPTIONS = {
     "approvals": ONE,
     "namespace": ONE,
     "session": ONE,
+    "budget-account": ONE,
     "mcp-config": ONE,
     "json": FLAG,
     "help": FLAG,

@@ -35,6 +35,7 @@ usage: nucleus serve [options] [-- ORCHESTRATOR [ARGUMENT...]]
   --listen ADDR:PORT   a loopback address (default: 127.0.0.1:0, a free port)
   --namespace NAME     the pod's namespace (default: default)
   --session NAME       what pods of this name have seen counts in the next one
+  --budget-account A   charge A and the accounts above it, too (`nucleus budget`)
 
 Without ORCHESTRATOR: prints {gate, gate_id, workload} as JSON and serves until interrupted.
 With it: NUCLEUS_GATE, NUCLEUS_GATE_ID and SPIFFE_ENDPOINT_SOCKET are in its environment; its exit code is returned.
@@ -49,6 +50,7 @@ OPTIONS = {
     "listen": ONE,
     "namespace": ONE,
     "session": ONE,
+    "budget-account": ONE,
     "help": FLAG,
 }
 

@@ -270,7 +270,8 @@ class Launcher:
         self._builder.ready.result()
         ours, theirs = stream_pair()
         with ours, theirs:
-            answer = self._builder.authority.call("attach", [theirs.fileno()], role="approver", uid=self._uid)
+            who = {"uid": self._uid, "answers_only": self.approves_only}
+            answer = self._builder.authority.call("attach", [theirs.fileno()], role="approver", **who)
             await self._builder.loop.within(ANSWER_SECONDS, answer, "the authority")
             return {}, [ours.detach()]
 

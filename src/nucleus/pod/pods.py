@@ -257,6 +257,7 @@ class Pods:
                 isolation=self.backend.facts().as_dict() | ({"unmediated": True} if pod.spec.share_workspace else {}),
                 trusted_workspace=pod.spec.trust_workspace,
                 session=pod.spec.session,
+                account=pod.spec.account,
             ),
             self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
         ]

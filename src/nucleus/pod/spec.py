@@ -48,6 +48,7 @@ class PodSpec:
     """One pod, as a launcher asks for it (docs/design.md, "launcher → builder").
 
     session: pods of one name, in one namespace, one after another, share what has been seen; "" for this pod alone.
+    account: the budget that it is charged to, as `nucleus.budget.names`; "" for the host's default.
     tools: the last descriptor is a channel to the tool host, for the gate.
     serve: no agent inside; the gate's door is the launcher's listening socket, for the orchestrator's SVID.
     """
@@ -56,6 +57,7 @@ class PodSpec:
     policy_source: str
     namespace: str = "default"
     session: str = ""
+    account: str = ""
     task: str = ""
     workdir: str = ""
     share_workspace: bool = False
@@ -80,6 +82,7 @@ class PodSpec:
             policy_source=_text(values, "policy_source", LIMITS.path_bytes, required=True),
             namespace=_label(values, "namespace", "default"),
             session=_label(values, "session", ""),
+            account=_account(values),
             task=_text(values, "task", LIMITS.message_bytes),
             workdir=_text(values, "workdir", LIMITS.path_bytes),
             share_workspace=_flag(values, "share_workspace"),
@@ -198,6 +201,14 @@ def _label(values: dict[str, Any], name: str, default: str) -> str:
     if value != default and (not isinstance(value, str) or not _LABEL.fullmatch(value)):
         raise InvalidError(f"{name} is not a DNS label", rule=f"spec.{name}")
     return str(value)
+
+
+def _account(values: dict[str, Any]) -> str:
+    if not (value := values.get("account", "")):
+        return ""
+    from nucleus.budget.names import check  # weight: pods with an account only
+
+    return check(value)
 
 
 def _size(values: dict[str, Any], name: str, default: int) -> int:

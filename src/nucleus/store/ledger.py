@@ -1,10 +1,11 @@
-"""The ledger: pods, their budgets and reservations, and approvals, in one SQLite file with one writer.
+"""The ledger: pods, budgets, reservations and approvals, in one SQLite file with one writer.
 
 Promises: every change happens inside the transaction of a batch (`begin` ... `commit`); a batch begun `durable` is on
 the disk when `commit` returns (synchronous=FULL), any other survives kill -9 (NORMAL); a batch that cannot be committed
 leaves database and memory as they were. A reservation's id is used once in its pod's life; a nonce burns in the
-transaction of its reservation, once.
-Relies on: being the only one to open the file (`lock_state`; exclusive locking mode); `budget.reservation` for rules.
+transaction of its reservation, once. A reservation holds in its pod and in every account above, or nowhere.
+Relies on: being the only one to open the file (`lock_state`; exclusive locking mode); `budget.reservation` for rules;
+`store.schema` for what the file is, `store.budgets` for the accounts.
 Does not: make randomness, or write the audit log, from which `authority.recovery` repairs what a power cut took.
 """
 
@@ -15,33 +16,20 @@ import os
 import sqlite3
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nucleus.approval.token import nonce_digest
 from nucleus.audit.chain import Head
-from nucleus.budget.reservation import Account, Hold, Phase
+from nucleus.budget.reservation import Account, Hold, Phase, Pool
 from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, SandboxError
+from nucleus.store.budgets import CHARGE, Accounts, Entry
+from nucleus.store.schema import open_file
 
 FILE = "ledger.sqlite3"
-SCHEMA_VERSION = 1
 LOCK_SECONDS = 2.0  # how long to wait for an authority that is just ending
 _OPEN, _SETTLED, _RELEASED = 0, 1, 2  # reservations.state
 _INTENT, _OUTCOME = 1, 2  # reservations.logged
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE pods (
-  pod TEXT PRIMARY KEY, namespace TEXT NOT NULL, state TEXT NOT NULL, budget INTEGER, window_ns INTEGER,
-  started_ns INTEGER NOT NULL, spent INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE reservations (
-  id BLOB PRIMARY KEY, pod TEXT NOT NULL, amount INTEGER NOT NULL, state INTEGER NOT NULL, charged INTEGER NOT NULL,
-  logged INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE approvals (
-  request TEXT PRIMARY KEY, pod TEXT NOT NULL, principal TEXT NOT NULL, operation_hash TEXT NOT NULL,
-  nonce BLOB NOT NULL UNIQUE, asked_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL, state TEXT NOT NULL,
-  approver TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', decided_ns INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-"""
 
 
 @dataclass(slots=True)
@@ -53,6 +41,8 @@ class PodAccount:
     started_ns: int
     account: Account | None = None
     window_ns: int = 0
+    draws_on: str = ""  # the account that a person named for it
+    granted: int = 0  # of its limit, by people, while it runs
 
 
 def lock_state(directory: str) -> int:
@@ -87,22 +77,21 @@ class Ledger:
     """See the module.
 
     Raises:
-        AuditError: rule ``ledger.open``: it is no ledger of this version, or cannot be opened.
+        AuditError: as `store.schema.open_file`.
     """
 
     def __init__(self, directory: str) -> None:
         self.path = os.path.join(directory, FILE)
         self.pods: dict[str, PodAccount] = {}
+        self.recorded: dict[str, int] = {}  # reservation -> charged: its end is on record, and not yet carried out here
+        self.stopped: set[str] = set()  # pods, likewise
+        self.promised: dict[str, Entry] = {}  # entries that are on record, and not yet carried out here
+        self.logged: set[str] = set()  # entries of accounts that are on record, for the next checkpoint to note
         self._marks: list[tuple[int, bytes]] = []
         self._durable: bool | None = None
         self._inside = False
-        try:
-            self._db = sqlite3.connect(self.path, isolation_level=None, cached_statements=64)
-            self._prepare()
-        except sqlite3.Error as error:
-            if hasattr(self, "_db"):
-                self._db.close()
-            raise AuditError(f"{self.path}: {error}", rule="ledger.open") from error
+        self._db = open_file(self.path)
+        self.accounts = Accounts(self._execute)
 
     def _execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         try:
@@ -111,16 +100,6 @@ class Ledger:
             raise  # a name that exists: its caller's to tell
         except sqlite3.Error as error:
             raise AuditError(f"the ledger cannot be written: {error}", rule="ledger.io") from error
-
-    def _prepare(self) -> None:
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "wal_autocheckpoint=0", "secure_delete=OFF"):
-            self._db.execute(f"PRAGMA {pragma}")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._db.executescript(f"BEGIN EXCLUSIVE;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"schema version {version}, this program knows {SCHEMA_VERSION}")
-        os.chmod(self.path, 0o600)
 
     # The batch
 
@@ -167,16 +146,17 @@ class Ledger:
                     hold.phase = Phase.INTENT
 
     def load(self) -> None:
-        """Read the open pods and their unresolved reservations from the file."""
+        """Read the accounts, the open pods and their unresolved reservations from the file."""
+        self.accounts.load()
         self.pods = {}
-        for pod, namespace, budget, window_ns, started_ns in self._execute(
-            "SELECT pod, namespace, budget, window_ns, started_ns FROM pods WHERE state='open'"
+        for pod, namespace, budget, window_ns, started_ns, spent, name, granted in self._execute(
+            "SELECT pod, namespace, budget, window_ns, started_ns, spent, account, granted FROM pods WHERE state='open'"
         ).fetchall():
-            account = None if budget is None else self._load_account(pod, budget)
-            self.pods[pod] = PodAccount(pod, namespace, started_ns, account, window_ns or 0)
+            account = None if budget is None else self._load_account(pod, budget, spent, self.accounts.chain(name))
+            self.pods[pod] = PodAccount(pod, namespace, started_ns, account, window_ns or 0, name, granted)
 
-    def _load_account(self, pod: str, limit: int) -> Account:
-        account = Account(limit)
+    def _load_account(self, pod: str, limit: int, spent: int, above: tuple[Pool, ...]) -> Account:
+        account = Account(limit, spent)  # of an open pod: by reports from outside alone
         rows = self._execute("SELECT id, amount, state, charged, logged FROM reservations WHERE pod=?", (pod,))
         for ident, amount, state, charged, logged in rows:
             if state == _SETTLED:
@@ -186,33 +166,49 @@ class Ledger:
                 account.holds[ident.hex()] = Hold(amount, Phase.INTENT if logged else Phase.HELD)
             elif state == _SETTLED and logged < _OUTCOME:
                 account.holds[ident.hex()] = Hold(amount, Phase.SETTLED, charged)
+        account.above = above
+        for pool in above:
+            pool.reserved += account.reserved
         return account
 
     # Pods and budgets (inside a batch)
 
-    def register(self, pod: str, namespace: str, now_ns: int) -> None:
-        """A new pod. Raises InvalidError: the name was used before."""
+    def register(self, pod: str, namespace: str, now_ns: int, draws_on: str = "") -> None:
+        """A new pod, charged to the account `draws_on` and all above it. Raises InvalidError: the name was used."""
         try:
             self._execute(
-                "INSERT INTO pods (pod, namespace, state, started_ns) VALUES (?, ?, 'open', ?)",
-                (pod, namespace, now_ns),
+                "INSERT INTO pods (pod, namespace, state, started_ns, account) VALUES (?, ?, 'open', ?, ?)",
+                (pod, namespace, now_ns, draws_on),
             )
         except sqlite3.IntegrityError:
             raise InvalidError("a pod of this name exists or existed", rule="pod.name") from None
-        self.pods[pod] = PodAccount(pod, namespace, now_ns)
+        self.pods[pod] = PodAccount(pod, namespace, now_ns, draws_on=draws_on)
 
     def open_budget(self, pod: PodAccount, limit: int, window_ns: int) -> Account:
         """Open a pod's budget, once; again with the same numbers is no change. Raises InvalidError for others."""
         if pod.account is not None:
-            if (pod.account.limit, pod.window_ns) != (limit, window_ns):
+            if (pod.account.limit - pod.granted, pod.window_ns) != (limit, window_ns):
                 raise InvalidError("the budget is open already, with other numbers", rule="budget.open")
             return pod.account
         self._execute("UPDATE pods SET budget=?, window_ns=? WHERE pod=?", (limit, window_ns, pod.pod))
-        pod.account, pod.window_ns = Account(limit), window_ns
+        pod.account, pod.window_ns = Account(limit, above=self.accounts.chain(pod.draws_on)), window_ns
         return pod.account
 
-    def reserve(self, pod: PodAccount, reservation: str, amount: int, nonce: bytes | None = None) -> None:
-        """Hold `amount`, and burn `nonce` in the same transaction.
+    def reserve(
+        self,
+        pod: PodAccount,
+        reservation: str,
+        amount: int,
+        nonce: bytes | None = None,
+        *,
+        least: int | None = None,
+        now_ns: int = 0,
+    ) -> int:
+        """Hold `amount`, and burn `nonce` in the same transaction; what is held.
+
+        Args:
+            least: hold what there is of `amount`, when it is so much at least.
+            now_ns: for the windows of the accounts above.
 
         Raises:
             BudgetError: no room, or no budget is open.
@@ -220,7 +216,8 @@ class Ledger:
             DeniedError: rule ``approval.nonce``: not an approved one, or burnt before.
         """
         account = account_of(pod)
-        account.check_reserve(reservation, amount)
+        self.accounts.roll(account.above, now_ns)
+        amount = account.check_reserve(reservation, amount, least)
         if nonce is not None and not self._approved(pod.pod, nonce):
             raise DeniedError("this approval was used before or is not known", rule="approval.nonce")
         try:
@@ -232,12 +229,27 @@ class Ledger:
         if nonce is not None:
             self._execute("UPDATE approvals SET state='burnt' WHERE nonce=?", (nonce_digest(nonce),))
         account.reserve(reservation, amount)
+        return amount
+
+    def extend(self, pod: PodAccount, reservation: str, amount: int, least: int, now_ns: int = 0) -> int:
+        """Hold up to `amount` more, at least `least`, for what runs already; how much. Raises as `check_extend`."""
+        account = account_of(pod)
+        self.accounts.roll(account.above, now_ns)
+        amount = account.check_extend(reservation, amount, least)
+        changed = self._execute(
+            "UPDATE reservations SET amount=amount+? WHERE id=? AND state=0", (amount, bytes.fromhex(reservation))
+        ).rowcount
+        if changed != 1:
+            raise AuditError("the ledger lost a reservation", rule="ledger.state")
+        account.extend(reservation, amount)
+        return amount
 
     def settle(self, pod: PodAccount, reservation: str, actual: int) -> int:
         """Resolve a reservation for `actual`; what the pod has spent now. Raises InvalidError as `Account.settle`."""
         account = account_of(pod)
         account.check_settle(reservation, actual)
         self._resolve(reservation, _SETTLED, actual)
+        self.accounts.spend(account.above, actual)
         account.settle(reservation, actual)
         return account.spent
 
@@ -253,16 +265,92 @@ class Ledger:
         account = account_of(pod)
         if hold.phase < Phase.SETTLED:
             self._resolve(reservation, _RELEASED if charged is None else _SETTLED, charged or 0)
-            account.reserved -= hold.amount
-            account.spent += charged or 0
+            self.accounts.spend(account.above, charged or 0)
+            account.move(-hold.amount, charged or 0)
         del account.holds[reservation]
 
-    def restore(self, pod: PodAccount, reservation: str, amount: int, charged: int) -> None:
-        """Put back a reservation that a power cut took and the audit log has."""
+    def restore(self, pod: PodAccount, reservation: str, amount: int, charged: int, when_ns: int = 0) -> None:
+        """Put back a reservation that a power cut took and the audit log has, of the time `when_ns`."""
         account = account_of(pod)
         row = (bytes.fromhex(reservation), pod.pod, amount, _SETTLED, charged, _OUTCOME)
         if self._execute("INSERT OR IGNORE INTO reservations VALUES (?, ?, ?, ?, ?, ?)", row).rowcount:
             account.spent += charged
+            self.accounts.recover(pod.draws_on, charged, when_ns)
+
+    def adopt(self, pod: str, namespace: str, draws_on: str, charges: list[tuple[int, int]], reported: int = 0) -> bool:
+        """A pod that the audit log has and this ledger never heard of, ended; False when it has heard of it.
+
+        Args:
+            charges: what each of its operations was charged, and when.
+            reported: what was charged from outside, which its accounts have already (`recover_entry`).
+        """
+        row = (pod, namespace, draws_on, sum(charged for charged, _ in charges) + reported)
+        sql = (
+            "INSERT OR IGNORE INTO pods (pod, namespace, state, started_ns, account, spent) VALUES (?,?,'closed',0,?,?)"
+        )
+        if not self._execute(sql, row).rowcount:
+            return False
+        if draws_on in self.accounts.pools:
+            for charged, when_ns in charges:
+                self.accounts.recover(draws_on, charged, when_ns)
+        return True
+
+    def knows(self, pod: str) -> bool:
+        """Whether a pod of this name is, or was."""
+        return self._execute("SELECT 1 FROM pods WHERE pod=?", (pod,)).fetchone() is not None
+
+    def charge(self, entry: Entry, now_ns: int) -> Entry:
+        """Charge a pod, running or over, for what was used outside: as much of it as there is left, at every level.
+
+        Raises:
+            InvalidError: there is no such pod, or the entry's id was used for something else.
+            BudgetError: its budget was never opened.
+        """
+        pod = self.pods.get(entry.pod) or self._ended(entry.pod)
+        account = account_of(pod)
+        self.accounts.roll(account.above, now_ns)
+        done = replace(entry, account=pod.draws_on, charged=min(entry.amount, max(0, account.free)))
+        if not self.accounts.add(done, logged=False):
+            raise InvalidError("this entry's id was used before", rule="budget.entry")
+        self._execute("UPDATE pods SET spent=spent+? WHERE pod=?", (done.charged, done.pod))
+        self.accounts.spend(account.above, done.charged)
+        account.move(0, done.charged)
+        return done
+
+    def _ended(self, pod: str) -> PodAccount:
+        row = self._execute("SELECT namespace, budget, spent, account FROM pods WHERE pod=?", (pod,)).fetchone()
+        if row is None:
+            raise InvalidError("there is no such pod", rule="pod.name", next_step="`nucleus budget show` lists them.")
+        namespace, budget, spent, name = row
+        account = None if budget is None else Account(budget, spent, above=self.accounts.chain(name))
+        return PodAccount(pod, namespace, 0, account, 0, name)
+
+    def top_up(self, entry: Entry) -> bool:
+        """A top-up of a pod that is on record; False when its id was used before."""
+        if not self.accounts.add(entry, logged=True):
+            return False
+        pod = self.pods.get(entry.pod)
+        if pod is not None and pod.account is not None:
+            self._execute(
+                "UPDATE pods SET budget=budget+?1, granted=granted+?1 WHERE pod=?2", (entry.amount, entry.pod)
+            )
+            pod.account.limit += entry.amount
+            pod.granted += entry.amount
+        return True
+
+    def recover_entry(self, entry: Entry) -> bool:
+        """An entry that the audit log has: carried out, unless it was; whether it had to be."""
+        if entry.change != CHARGE:
+            return self.top_up(entry) if entry.pod else self.accounts.apply(entry)
+        if not self.accounts.add(entry, logged=True):
+            self.accounts.on_record(entry.entry)
+            return False
+        self._execute("UPDATE pods SET spent=spent+? WHERE pod=?", (entry.charged, entry.pod))
+        if (pod := self.pods.get(entry.pod)) is not None and pod.account is not None:
+            pod.account.spent += entry.charged
+        if entry.account in self.accounts.pools:
+            self.accounts.recover(entry.account, entry.charged, entry.time_ns)
+        return True
 
     def close_pod(self, pod: PodAccount) -> None:
         """End a pod: its last sum is kept, its reservations and approvals are not."""
@@ -330,10 +418,14 @@ class Ledger:
 
         Everything that the batches before wrote is in the WAL before this, so a checkpoint that survived proves them.
         """
+        if self.recorded or self.stopped or self.promised:
+            return  # the next start has to read those records again
         self.begin(durable=True)
         try:
             self._execute("INSERT OR REPLACE INTO meta VALUES ('head', ?)", (f"{head.seq} {head.hash} {head.offset}",))
             self._execute("INSERT OR REPLACE INTO meta VALUES ('tree', ?)", (tree,))
+            for entry in self.logged:
+                self.accounts.on_record(entry)
             for mark in self._marks:
                 self._execute("UPDATE reservations SET logged=? WHERE id=?", mark)
         except AuditError:
@@ -341,6 +433,7 @@ class Ledger:
             raise
         self.commit()
         self._marks.clear()
+        self.logged.clear()
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def head(self) -> Head | None:
@@ -359,6 +452,17 @@ class Ledger:
     def void_approvals(self) -> None:
         """A new authority has a new key: no request waits any more and no approval is good."""
         self._execute("DELETE FROM approvals")
+
+    def snapshot(self) -> bytes:
+        """A consistent copy of the file by SQLite's backup, between two batches. Raises AuditError."""
+        copy = sqlite3.connect(":memory:")
+        try:
+            self._db.backup(copy)
+            return bytes(copy.serialize())
+        except sqlite3.Error as error:
+            raise AuditError(f"the ledger cannot be read: {error}", rule="ledger.io") from error
+        finally:
+            copy.close()
 
     def close(self) -> None:
         """Close the file."""
