@@ -210,9 +210,7 @@ def _report(reply: dict[str, Any], as_json: bool) -> int:
 
         sys.stdout.write(json.dumps(reply, sort_keys=True) + "\n")
         sys.stdout.flush()
-    if reply.get("status") != "ok":
-        return _refused(reply, as_json)
-    result = reply.get("result") or {}
+    result = reply.get("result") or {}  # of a refusal: what there was when the budget ended it
     if not as_json:
         for descriptor, name in ((1, "stdout"), (2, "stderr")):
             write_all(descriptor, _for(descriptor, _bytes(result, name)))
@@ -221,6 +219,8 @@ def _report(reply: dict[str, Any], as_json: bool) -> int:
                 sys.stderr.write(f"nucleus: {name} was truncated\n")
         if result.get("timed_out"):
             sys.stderr.write("nucleus: the command ran into its deadline and was killed\n")
+    if reply.get("status") != "ok":
+        return _refused(reply, as_json)
     code, number = result.get("exit_code"), result.get("signal")
     if isinstance(number, int) and number:
         return 128 + number

@@ -61,13 +61,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Sends back None once `amount` micro-dollars are held (and the token's nonce is burnt), or throws."""
+    """Sends back None once `amount` micro-dollars are held (and the token's nonce is burnt), or throws.
+
+    With `least` (more than 0): what is held, as much of `amount` as there is, but no less than that.
+    """
 
     reservation: str
     amount: int
     operation_hash: str
     principal: Principal
     token: str = field(default="", repr=False)
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,16 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Sends back an `Outcome` or a `Redirect`. The driver spends the grant first and always fills the meter."""
+    """Sends back an `Outcome` or a `Redirect`. The driver spends the grant first and always fills the meter.
+
+    `short`: micro-dollars that it may cost beyond what is held, `held`; the meter says how long that pays for it.
+    """
 
     grant: Grant
     operation: Base
     meter: Meter
+    held: int = 0
+    short: int = 0
 
 
 @dataclass(frozen=True, slots=True)

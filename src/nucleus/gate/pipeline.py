@@ -6,7 +6,8 @@
  2. Validate                what is asked, strictly parsed and bounded
  3. Decide                  the one decision function
  4. Ask, then Decide again  where the decision is `ask`: a human, and the decision once more after the wait
- 5. Reserve                 the upper bound of the cost (and the approval's nonce, in the same transaction)
+ 5. Reserve                 the upper bound of the cost (and the approval's nonce, in the same transaction); for a
+                            command, where there is less, what there is: it runs as long as that pays for
  6. Append(intent)          durable before the effect
  7. Execute(Grant)          the grant is bound to the operation's hash and spent once
  8. Settle                  what it really cost
@@ -31,6 +32,7 @@ from nucleus.budget import cost as cost_model
 from nucleus.errors import (
     ApprovalRequiredError,
     AuditError,
+    BudgetError,
     DeniedError,
     InvalidError,
     NoEgressError,
@@ -97,6 +99,7 @@ class _State:
     decision: Decision | None = None
     approver: str = ""
     reserved: int = 0
+    short: int = 0  # that its upper bound is more than that
     charged: int = 0
     meter: Meter = field(default_factory=Meter)
     context: dict[str, Any] = field(default_factory=dict)
@@ -184,23 +187,15 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
 
 def _carry_out(state: _State, session: Session | None, operation: Base, token: str) -> Steps:
     """Steps 5 to 10."""
-    reservation = state.request.reservation
     try:
         state.reserved = _upper_bound(operation)
-        yield fx.Reserve(reservation, state.reserved, state.digest, _known(state), token)
+        try:
+            yield from _begin(state, session, operation, token)
+        except BudgetError as error:
+            if not isinstance(operation, Run) or error.rule not in _SHORT:
+                raise
+            yield from _begin(state, session, operation, token, cost_model.least_of_command())
     except (NucleusError, fx.ClientGone) as error:
-        return (yield from _refuse(state, error))
-    try:
-        state.context = {"reservation": reservation, "reserved": state.reserved}
-        ahead = session.ahead(operation) if session is not None else NOTHING
-        if ahead != NOTHING:
-            # On record before it happens: a session that comes back is rebuilt from these.
-            state.context["exposes"] = ahead.to_data()
-        yield fx.Append("intent", _record(state, "intent", {}))
-        state.context.pop("exposes", None)
-    except (NucleusError, fx.ClientGone) as error:
-        # Nothing has run: the hold goes back whole. A log that cannot take the intent refuses the operation.
-        yield from _quietly(fx.Release(reservation))
         return (yield from _refuse(state, error))
     outcome: Outcome | None = None
     failure: NucleusError | None = None
@@ -210,14 +205,48 @@ def _carry_out(state: _State, session: Session | None, operation: Base, token: s
         failure = error
     except fx.ClientGone:
         failure = OperationError("cancelled: the caller went away", rule="client.gone")
+    if state.meter.unpaid and (outcome is None or outcome.result.get("exit_code") is None):
+        failure = BudgetError(
+            "the command was stopped: the budget is used up",
+            rule="budget.exhausted",
+            next_step="`nucleus budget show`; `nucleus budget top-up`; or raise budget.limit_usd in the policy.",
+        )
     return (yield from _close(state, operation, outcome, failure))
+
+
+# A reservation that was refused by these held nothing, and a smaller one may be had.
+_SHORT = ("budget.limit", "budget.account")
+
+
+def _begin(
+    state: _State, session: Session | None, operation: Base, token: str, least: int = 0
+) -> Generator[fx.Effect, Any, None]:
+    """Steps 5 and 6; with `least`, what there is, if it is so much."""
+    reservation = state.request.reservation
+    held = yield fx.Reserve(reservation, state.reserved, state.digest, _known(state), token, least)
+    if least:
+        state.reserved, state.short = held, state.reserved - held
+        if state.short:
+            state.meter.paid_ns = cost_model.paid_ns(held)
+    try:
+        state.context = {"reservation": reservation, "reserved": state.reserved}
+        ahead = session.ahead(operation) if session is not None else NOTHING
+        if ahead != NOTHING:
+            # On record before it happens: a session that comes back is rebuilt from these.
+            state.context["exposes"] = ahead.to_data()
+        yield fx.Append("intent", _record(state, "intent", {}))
+        state.context.pop("exposes", None)
+    except (NucleusError, fx.ClientGone):
+        # Nothing has run: the hold goes back whole. A log that cannot take the intent refuses the operation.
+        yield from _quietly(fx.Release(reservation))
+        raise
 
 
 def _execute(state: _State, session: Session | None, operation: Base) -> Generator[fx.Effect, Any, Outcome]:
     """Step 7, and once more for the name that a symlink resolved to, or each URL that a server redirects to."""
     if session is not None:
         session.before(operation)
-    result = yield fx.Execute(mint(operation), operation, state.meter)
+    result = yield fx.Execute(mint(operation), operation, state.meter, state.reserved, state.short)
     target = operation
     hops, how = (REDIRECTS, "a redirect") if isinstance(operation, WebFetch) else (1, "a symlink")
     for _ in range(hops):
@@ -243,6 +272,9 @@ def _execute(state: _State, session: Session | None, operation: Base) -> Generat
 
 def _close(state: _State, operation: Base, outcome: Outcome | None, failure: NucleusError | None) -> Steps:
     """Steps 8 to 10 for whatever came out of the execution."""
+    state.reserved += state.meter.bought
+    if state.meter.bought:
+        state.context["reserved"] = state.reserved
     state.charged = actual = _actual(operation, state)
     summary = {**_summary(outcome, failure), "duration_ns": state.meter.duration_ns}
     try:
@@ -253,7 +285,9 @@ def _close(state: _State, operation: Base, outcome: Outcome | None, failure: Nuc
         failed = AuditError("the outcome could not be recorded", rule="audit.append") if outcome else error
         return (yield from _reply_error(state, failed, 0))
     if failure is not None:
-        return (yield from _reply_error(state, failure, sequence))
+        # What a command wrote before the budget ended it is its caller's.
+        partial = outcome.result if outcome is not None else {}
+        return (yield from _reply_error(state, failure, sequence, partial))
     assert outcome is not None
     # How much was withheld is for the record: told to the agent it would say what hidden files hold.
     result = {name: value for name, value in outcome.result.items() if name != "withheld"}
@@ -282,7 +316,9 @@ def _refuse(state: _State, error: NucleusError | fx.ClientGone) -> Steps:
     return (yield from _reply_error(state, error, sequence))
 
 
-def _reply_error(state: _State, error: NucleusError | fx.ClientGone, sequence: int) -> Steps:
+def _reply_error(
+    state: _State, error: NucleusError | fx.ClientGone, sequence: int, partial: dict[str, Any] | None = None
+) -> Steps:
     if isinstance(error, fx.ClientGone):
         error = OperationError("cancelled: the caller went away", rule="client.gone")
     decision = state.decision
@@ -290,6 +326,7 @@ def _reply_error(state: _State, error: NucleusError | fx.ClientGone, sequence: i
         state.request.request_id,
         error.code,
         reason=sanitize(error.message),
+        result=partial or {},
         operation=_kind(state),
         audit=sequence,
         cost=state.charged,

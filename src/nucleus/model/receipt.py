@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from dataclasses import field as _field
 from typing import Any
@@ -16,12 +17,20 @@ class Meter:
         duration_ns: by the gate's monotonic clock.
         matches: search results returned.
         extra: micro-dollars beside these, as the gateway measured them (a model's tokens).
+        paid_ns: a command whose whole deadline is not paid for may run so long; 0: to its deadline.
+        more: buys more time for it; False when there is none.
+        bought: micro-dollars that it was given so.
+        unpaid: it was told to end, because there was no more.
     """
 
     bytes_moved: int = 0
     duration_ns: int = 0
     matches: int = 0
     extra: int = 0
+    paid_ns: int = 0
+    more: Callable[[], Awaitable[bool]] | None = None
+    bought: int = 0
+    unpaid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ class Reply:
         request_id: correlation id, also in every audit record of the request.
         status: ``ok`` or an error family's code.
         reason: one plain, sanitized sentence (errors).
-        result: the operation's answer (ok).
+        result: the operation's answer (ok), or what there was of it when the budget ended it.
         audit: sequence number of the closing audit record, 0 when none could be written.
         cost: micro-dollars charged.
         rule, detail, next_step: for the person only; the agent's door drops them.

@@ -44,15 +44,19 @@ class GateError(Exception):
         reason: one plain sentence.
         request_id: correlation id of the audit log, "" when the gate gave none.
         audit: sequence number of the closing audit record, 0 when there is none.
+        result: what there was of it when the budget ended a command.
     """
 
-    def __init__(self, status: int, code: str, reason: str, request_id: str = "", audit: int = 0) -> None:
+    def __init__(
+        self, status: int, code: str, reason: str, request_id: str = "", audit: int = 0, result: Result | None = None
+    ) -> None:
         super().__init__(f"{code}: {reason}")
         self.status = status
         self.code = code
         self.reason = reason
         self.request_id = request_id
         self.audit = audit
+        self.result = result or {}
 
 
 class GateLost(GateError):
@@ -354,4 +358,5 @@ def _reply(status: int, raw: bytes) -> Result:
         str(body.get("error") or "refused"),
         str(body.get("request_id") or ""),
         audit if isinstance(audit, int) else 0,
+        result if isinstance(result := body.get("result"), dict) else None,
     )

@@ -311,7 +311,9 @@ def _failure(error: Exception) -> Message:
     receipt: Message = {}
     if isinstance(error, GateError) and error.request_id:
         receipt = {"nucleus/request_id": error.request_id, "nucleus/audit": error.audit}
-    return {"content": [{"type": "text", "text": text}], "isError": True, "_meta": receipt}
+    partial = _run_texts(error.result) if isinstance(error, GateError) and "stdout" in error.result else []
+    content = [{"type": "text", "text": one} for one in (text, *partial)]
+    return {"content": content, "isError": True, "_meta": receipt}
 
 
 def _texts(name: str, result: Message) -> list[str]:

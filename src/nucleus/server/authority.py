@@ -58,9 +58,14 @@ class Authority:
         """Open the pod's budget: `limit` micro-dollars for `window_ns`."""
         return await self._call(op="open_budget", limit=limit, window_ns=window_ns)
 
-    def reserve(self, reservation: str, amount: int, operation: str, principal: str, token: str) -> Answer:
-        """Hold `amount` micro-dollars; with a token, burn its nonce in the same transaction."""
-        extra = {"token": token} if token else {}
+    def reserve(
+        self, reservation: str, amount: int, operation: str, principal: str, token: str, least: int = 0
+    ) -> Answer:
+        """Hold `amount` micro-dollars; with a token, burn its nonce in the same transaction.
+
+        With `least`: as much of it as there is, no less than that; the answer says how much (``held``).
+        """
+        extra: dict[str, Any] = {**({"token": token} if token else {}), **({"least": least} if least else {})}
         return self.begin(
             op="reserve",
             reservation=reservation,
@@ -69,6 +74,10 @@ class Authority:
             principal=principal,
             **extra,
         )
+
+    async def extend(self, reservation: str, amount: int, least: int) -> int:
+        """Hold up to `amount` more for what runs, at least `least`; how much."""
+        return int((await self._call(op="extend", reservation=reservation, amount=amount, least=least))["held"])
 
     def settle(self, reservation: str, actual: int) -> Answer:
         """Resolve a reservation for what it cost."""

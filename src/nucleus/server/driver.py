@@ -5,7 +5,7 @@ interrupts only the waits that are theirs (asking a person, executing): Settle a
 Reserve and Settle are sent at once and their answers awaited with the Append that follows each: one round trip, one
 transaction and one sync instead of two. The authority answers in order and refuses an intent without its fresh
 reservation, and an outcome without its settlement, so nothing runs, and nothing is answered, on an unconfirmed one.
-A reservation that carries an approval's token is awaited by itself.
+A reservation that carries an approval's token is awaited by itself, and so is one that takes what there is.
 A pod whose requests fill the log faster than `LOG_RATE` waits at the door, before its next request is taken up: the
 disk under the log is every pod's.
 Relies on: `gate.pipeline` for what happens in which order, the authority and the executor for doing it.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 from nucleus.errors import NucleusError, SandboxError
@@ -27,6 +28,7 @@ from nucleus.model.operation import Base
 from nucleus.model.principal import Principal
 from nucleus.model.receipt import Meter, Outcome, Redirect, Reply
 from nucleus.server.authority import Answer, Authority
+from nucleus.server.lease import Lease
 from nucleus.server.wire import parse_operation
 
 Seam = Callable[[str], None]
@@ -188,9 +190,12 @@ class _Job:
             case fx.Ask(operation, principal, decision, display, scopes):
                 shown = {"rule": decision.rule, "reason": decision.reason, "obligations": list(decision.obligations)}
                 return await self._interrupt(authority.ask(operation, principal.spiffe_id, shown, display, scopes))
-            case fx.Reserve(reservation, amount, operation_hash, principal, token):
+            case fx.Reserve(reservation, amount, operation_hash, principal, token, least):
                 if self._gone:
                     raise fx.ClientGone
+                if least:
+                    held = authority.reserve(reservation, amount, operation_hash, principal.spiffe_id, token, least)
+                    return int((await authority.finish(held))["held"])
                 return await self._hold(
                     authority.reserve(reservation, amount, operation_hash, principal.spiffe_id, token), bool(token)
                 )
@@ -198,7 +203,9 @@ class _Job:
                 ahead, self._ahead = self._ahead, []
                 driver._log_took(record)
                 return int((await authority.finish(*ahead, authority.append(record)))["seq"])
-            case fx.Execute(grant, operation, meter):
+            case fx.Execute(grant, operation, meter, held, short):
+                if short:
+                    meter.more = partial(Lease(authority, self._request.reservation, held, short).more, meter)
                 return await self._interrupt(driver._executor.execute(grant, operation, meter))
             case fx.Settle(reservation, actual):
                 return await self._hold(authority.settle(reservation, actual), False)

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nucleus.errors import OperationError, SandboxError
@@ -21,6 +22,7 @@ from nucleus.model.operation import Base, Edit, GitPush, Glob, Grep, Read, Run, 
 from nucleus.model.receipt import Meter, Outcome, Redirect
 from nucleus.network.receive_pack import is_ref
 from nucleus.server.channel import Channel
+from nucleus.server.lease import paid_for
 
 # hands' own deadline comes first; ours is the one that counts when hands does not answer.
 _PATIENCE_NS = LIMITS.grace_ns
@@ -86,7 +88,7 @@ class Executor:
         started = self._now()
         meter.bytes_moved += len(body)
         try:
-            frame = await self._call(header, body, _deadline_ns(operation))
+            frame = await self._call(header, body, _deadline_ns(operation), meter)
         finally:
             meter.duration_ns += self._now() - started
         meter.bytes_moved += len(frame.body)
@@ -149,10 +151,11 @@ class Executor:
             _failure(frame, operation)
         return _text_only(frame.body)
 
-    async def _call(self, header: dict[str, Any], body: bytes, deadline_ns: int) -> Frame:
+    async def _call(self, header: dict[str, Any], body: bytes, deadline_ns: int, meter: Meter | None = None) -> Frame:
         ident, future = self._channel.start(header, body)
+        stop = partial(self._channel.send, {"op": "cancel", "target": ident, "id": 0})
         try:
-            async with asyncio.timeout(deadline_ns / 1e9):
+            async with asyncio.timeout(deadline_ns / 1e9) as deadline, paid_for(meter, deadline, stop):
                 return await future
         except TimeoutError:
             self._channel.send({"op": "cancel", "target": ident, "id": 0})

@@ -99,6 +99,8 @@ def reply_object(reply: Reply, *, person: bool) -> dict[str, Any]:
         "operation": reply.operation,
         "audit": reply.audit,
     }
+    if reply.result:
+        body["result"] = reply.result
     if person:
         body.update(rule=reply.rule, detail=reply.detail, next_step=reply.next_step)
     return body
