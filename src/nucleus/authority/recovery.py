@@ -139,6 +139,10 @@ def _entries(ledger: Ledger, log: AuditLog, scan: Scan, clock: Clock) -> None:
 
 
 def _end_pod(pod: PodAccount, ledger: Ledger, log: AuditLog, scan: Scan, clock: Clock) -> None:
+    theirs = {name: amount for name, (owner, amount) in scan.intents.items() if owner == pod.pod}
+    if pod.account is None and theirs:  # a power cut left its registration, and took that its budget was opened
+        ledger.begin(durable=True)
+        ledger.open_budget(pod, sum(theirs.values()), 0)
     holds = pod.account.holds if pod.account is not None else {}
     ends = []
     for name, hold in holds.items():
@@ -146,8 +150,8 @@ def _end_pod(pod: PodAccount, ledger: Ledger, log: AuditLog, scan: Scan, clock: 
         ends.append((name, hold, reconcile(hold, scan.outcomes.get(name), intent=intent)))
     if pod.account is not None:  # 5
         ledger.begin(durable=True)
-        for name, (pod_name, amount) in scan.intents.items():
-            if pod_name == pod.pod and name not in holds:
+        for name, amount in theirs.items():
+            if name not in holds:
                 ledger.restore(pod, name, amount, scan.outcomes.get(name, amount), scan.times[name])
         ledger.commit()
     stop = None if pod.pod in scan.stopped else {"reason": "the authority was started again"}

@@ -106,6 +106,8 @@ class AuditLog:
                 files.close()
             self.tree, self.roots = roots.tree, roots.at
             self._reserve = self._open(RESERVE)
+            # Who died before us may have written what was read just now, and not synced it; the ledger will rely on it.
+            os.fdatasync(self._fd)
             self._sync_directory()
         except OSError as error:
             self.close()

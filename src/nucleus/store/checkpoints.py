@@ -56,7 +56,11 @@ class Checkpoints:
         try:
             check_ours(self._fd, self.path, "audit.checkpoints")
             self._size = self._read_tail()
+            os.fdatasync(self._fd)  # what was just read may not be on the disk yet
             self._key = self._open_key(os.path.join(directory, KEY), trust_domain)
+        except OSError as error:
+            os.close(self._fd)
+            raise AuditError(f"{self.path}: {error.strerror}", rule="audit.checkpoints") from error
         except BaseException:
             os.close(self._fd)
             raise
