@@ -20,6 +20,7 @@ from nucleus.model.principal import Principal
 from nucleus.server.app import Authenticator, Door, Listing
 from nucleus.server.authority import Authority
 from nucleus.server.driver import Driver
+from nucleus.server.handshakes import Handshakes
 
 if TYPE_CHECKING:
     from nucleus.server.gate import Config
@@ -33,6 +34,7 @@ async def open_agent_door(
     """Serve the agent's door on `listener`. Returns its runner and the task that renews the SVID at half-life."""
     current = [await authority.svid()]
     holder = tls.RotatingServerContext(current[0])
+    Handshakes(driver).watch(holder.context)
     runner = await Door(driver, _authenticator(config, current), tools).serve(listener, holder.context)
     return runner, asyncio.ensure_future(_rotate(authority, holder, current))
 
