@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,3 +171,34 @@ def test_after_a_failed_sync_nothing_more_is_taken(log: AuditLog, monkeypatch: p
         fill(log, 1)
     assert caught.value.rule == "audit.broken"
     assert verified(Path(log.path)) == 1
+
+
+def test_what_began_ends_on_a_full_disk_and_nothing_begins(tmp_path: Path) -> None:
+    state = tmp_path / "disk"
+    state.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=700", "none", str(state)], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        log = AuditLog(str(state))
+        log.stage(Record("intent", 1, 1))
+        log.write()
+        with open(state / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(b"x" * 4096) == 4096:
+                pass
+        for event in ("intent", "denied", "pod.start"):
+            with pytest.raises(AuditError) as caught:
+                log.stage(Record(event, 1, 1))
+            assert caught.value.rule == "audit.full"
+        for event in ("outcome", "recovery", "pod.stop"):
+            for _ in range(100):
+                log.stage(Record(event, 1, 1, request_id="x" * 1_000))
+            log.write()
+        assert verified(Path(log.path)) == 301
+        (state / "filler").unlink()
+        log.stage(Record("intent", 1, 1))  # there is room again
+        log.write()
+        assert (state / "audit.reserve").stat().st_size > 0
+        log.close()
+        assert verified(Path(log.path)) == 302
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
