@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import random
 import shutil
+import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +18,11 @@ from typing import Any
 import pytest
 
 from nucleus.authority.peers import APPROVER
-from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError
+from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, NucleusError
 from nucleus.store.check import check
 
 from .conftest import Ear, TestService
-from .harness import Authority, Client, ids
+from .harness import TRUST_DOMAIN, Authority, Client, ids
 
 NAMES = ids()
 ENTRIES = map("e{}".format, iter(range(10**6)))
@@ -370,3 +375,91 @@ def test_the_same_twice_in_one_turn_is_done_once(person: tuple[TestService, Ear]
     assert answers[1]["ok"] == {"account": "acme", "limit": 10}
     assert answers[2]["error"]["rule"] == answers[4]["error"]["rule"] == "budget.busy"
     assert answers[3]["ok"]["charged"] == service.ledger.pods["p1"].account.spent == 10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kill_9_at_any_moment_leaves_the_sums_of_the_log(
+    start: Callable[..., Authority], state: Path, seed: int
+) -> None:
+    """Pods of two teams and a person who tops up and charges, until the process is gone; twice."""
+    rng = random.Random(seed)
+    told: dict[str, int] = {}
+    for turn in range(2):
+        authority = start()
+        person = authority.approver(watch=False)
+        if not turn:
+            for name in ("acme", "acme/a", "acme/b"):
+                create(person, name, 10**6)
+        loads = [
+            threading.Thread(
+                target=until_it_is_gone, args=(spend, gate_of(authority, f"p{turn}{team}", f"acme/{team}"), 9)
+            )
+            for team in ("a", "b")
+        ]
+        loads.append(threading.Thread(target=until_it_is_gone, args=(bill, person, f"p{turn}a", told)))
+        for load in loads:
+            load.start()
+        time.sleep(rng.uniform(0.0, 0.06))
+        os.kill(authority.process.pid, signal.SIGKILL)
+        for load in loads:
+            load.join()
+        authority.stop()
+    start().stop()
+    spent, topped = {"acme": 0, "acme/a": 0, "acme/b": 0}, 0
+    accounts = {}
+    ended: set[str] = set()
+    for line in lines(state):
+        context = line["context"]
+        if line["event"] == "pod.start":
+            accounts[line["pod"]] = context["account"]
+        if line["event"] in ("outcome", "recovery") and "reservation" in context:
+            assert context["reservation"] not in ended
+            ended.add(context["reservation"])
+        elif line["event"] != "budget.changed":
+            continue
+        if context.get("change") == "top-up":
+            topped += context["amount"]
+        if "charged" in context and line["pod"]:
+            spent[accounts[line["pod"]]] += context["charged"]
+            spent["acme"] += context["charged"]
+    kept = sums(state)
+    assert {name: (10**6 + (topped if name == "acme" else 0), spent[name]) for name in kept} == kept
+    recorded = {one["entry"]: one["amount"] for one in changes(state)}
+    assert len(recorded) == len(changes(state)), "an entry is on record twice"
+    assert told.items() <= recorded.items()  # what was answered is there
+
+
+def until_it_is_gone(work: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(OSError, EOFError):
+        while True:
+            work(*arguments)
+
+
+def bill(person: Client, pod: str, told: dict[str, int]) -> None:
+    for op, target in (("budget_charge", {"pod": pod}), ("budget_top_up", {"account": "acme"})):
+        entry = next(ENTRIES)
+        person.call(op, entry=entry, amount=3, **target)
+        told[entry] = 3
+
+
+def test_a_gate_reports_what_its_own_pods_orchestrator_used_and_nothing_else(authority: Authority, state: Path) -> None:
+    first, second = authority.gate("p1", limit=100), authority.gate("p2", limit=100)
+    who = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/orchestrator-p1"
+    asked = {"entry": "u1", "amount": 30, "reason": "", "principal": who}
+    assert first.call("charge", **asked) == {"charged": 30, "unpaid": 0, "free": 70}
+    assert first.call("charge", **asked)["again"]
+    record = lines(state)[-1]
+    assert (record["event"], record["pod"], record["principal"]) == ("budget.changed", "p1", who)
+    for gate, fields in (
+        (second, {}),
+        (first, {"principal": f"spiffe://{TRUST_DOMAIN}/ns/default/sa/agent-p1"}),
+        (first, {"pod": "p2"}),
+        (first, {"account": "acme"}),
+        (first, {"amount": 31}),
+        (first, {"entry": "u2", "amount": -1}),
+        (first, {"entry": "u2", "amount": 0}),
+    ):
+        with pytest.raises(NucleusError):
+            gate.call("charge", **{**asked, **fields})
+    assert first.call("budget")["spent"] == 30
+    assert second.call("budget")["spent"] == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nucleus.budget import cost
 from nucleus.errors import AuditError, BudgetError, InvalidError, NucleusError, OperationError, UnauthenticatedError
 from nucleus.gate import effects as fx
 from nucleus.gate.pipeline import Gate, Request, handle
@@ -236,3 +237,50 @@ def test_contents_are_not_in_the_log() -> None:
     play.run()
     assert "PRIVATE" not in repr(play.appended("intent"))
     assert play.appended("intent")["operation"]["content"] == "<7 bytes>"
+
+
+RUN = Run(argv=("make",), timeout_ms=60_000)
+PARTIAL = Outcome({"exit_code": None, "signal": 9, "stdout": "so far", "stderr": ""})
+
+
+def test_a_command_takes_what_there_is_and_says_how_long_that_pays() -> None:
+    def run(effect: fx.Execute) -> Outcome:
+        assert (effect.held, effect.meter.paid_ns) == (400, cost.paid_ns(400))
+        assert effect.short == cost.upper_bound("run", timeout_ms=60_000) - 400
+        effect.meter.bought = 100
+        effect.meter.unpaid = True
+        effect.meter.duration_ns = 10**12
+        return PARTIAL
+
+    play = Play(Validate=RUN, Reserve=[BudgetError("short", rule="budget.account"), 400], Execute=run)
+    reply = play.run()
+    reserves = [effect for effect in play.seen if isinstance(effect, fx.Reserve)]
+    assert [effect.least for effect in reserves] == [0, cost.least_of_command()]
+    assert (reply.status, reply.rule, reply.cost) == ("budget_exhausted", "budget.exhausted", 500)
+    assert reply.result["stdout"] == "so far"
+    assert play.appended("intent")["context"]["reserved"] == 400
+    assert play.appended("outcome")["context"] == {"reservation": "b1", "reserved": 500, "charged": 500}
+    assert play.appended("outcome")["outcome"]["status"] == "budget_exhausted"
+
+
+def test_a_command_that_ended_by_itself_just_then_has_ended_well() -> None:
+    def run(effect: fx.Execute) -> Outcome:
+        effect.meter.unpaid = True
+        return Outcome({"exit_code": 0, "signal": None, "stdout": "all", "stderr": ""})
+
+    assert (
+        Play(Validate=RUN, Reserve=[BudgetError("short", rule="budget.limit"), 400], Execute=run).run().status == "ok"
+    )
+
+
+@pytest.mark.parametrize("rule", ["budget.window", "budget.open", ""])
+def test_a_budget_that_is_over_is_not_asked_for_less(rule: str) -> None:
+    play = Play(Validate=RUN, Reserve=BudgetError("over", rule=rule))
+    assert play.run().status == "budget_exhausted"
+    assert play.names.count("Reserve") == 1
+
+
+def test_only_a_command_takes_less_than_it_may_cost() -> None:
+    play = Play(Reserve=BudgetError("short", rule="budget.limit"))
+    assert play.run().status == "budget_exhausted"
+    assert play.names.count("Reserve") == 1

@@ -223,3 +223,42 @@ def test_a_newer_ledger_is_refused_with_what_to_do(site: Site) -> None:
     site.cli("helper", "stop")
     path.write_bytes(kept)
     assert site.exec("true").returncode == 0
+
+
+REPORT = """
+import json
+from nucleus.sdk.client import Gate, GateError
+gate, said = Gate(), []
+for fields in ({"id": "u-1", "micro_dollars": 400}, {"id": "u-1", "micro_dollars": 400, "reason": ""},
+               {"id": "u-1", "micro_dollars": 401}, {"id": "u-2", "micro_dollars": 1.5}, {"id": "u-2"},
+               {"id": "u-2", "micro_dollars": 1, "pod": "other"}, {"id": "u-3", "micro_dollars": 10**9}):
+    try:
+        said.append(gate.exchange("charge", fields))
+    except GateError as error:
+        said.append(error.code)
+print(json.dumps(said))
+"""
+
+
+def test_an_orchestrator_reports_what_it_used_under_its_own_name(site: Site) -> None:
+    argv = ("serve", "--policy", poor(site, "0.001000"), "--workdir", str(site.workspace))
+    done = site.cli(*argv, "--", str(BIN / "python"), "-c", REPORT)
+    assert done.returncode == 0, done.stderr
+    first, again, other, *bad, last = json.loads(done.stdout)
+    assert first == {"charged": 400, "unpaid": 0, "free": 600}
+    assert again == {**first, "again": True}
+    assert {other, *bad} == {"invalid_request"}
+    assert last == {"charged": 600, "unpaid": 10**9 - 600, "free": 0}
+    records = [r for r in site.records() if r["event"] == "budget.changed"][-2:]
+    assert [r["context"]["charged"] for r in records] == [400, 600]
+    assert all(r["principal"].endswith(f"/sa/orchestrator-{r['pod']}") for r in records)
+
+
+def test_an_agent_cannot_report(site: Site) -> None:
+    code = (
+        "from nucleus.sdk.client import Gate, GateError\n"
+        "try: print(Gate().exchange('charge', {'id': 'x', 'micro_dollars': 1}))\n"
+        "except GateError as error: print(error.status, error.code)\n"
+    )
+    done = site.cli("run", "--profile", "codegen", "--workdir", str(site.workspace), "--", "python3", "-c", code)
+    assert done.stdout == "404 not_found\n", done.stdout + done.stderr

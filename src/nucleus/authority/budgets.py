@@ -1,7 +1,8 @@
 """Budgets as people handle them: accounts, top-ups, charges reported from outside, and a copy of the ledger.
 
  1. Who asks holds an approver's channel: a local user, stamped by the builder. No gate and no agent has one, so none
-    makes, raises or chooses an account.
+    makes, raises or chooses an account. A gate may report what its own pod used elsewhere (`reported`), for the
+    orchestrator that its pod is served to: that can only make it less.
  2. What loosens (`create`, `top-up`, `default`) is on record, durable, before it holds: a crash in between leaves it to
     the next start, which finds the record. What tightens (a charge) holds first, and is on record before it is
     answered: a crash in between leaves it to the next start, which finds the entry.
@@ -73,6 +74,13 @@ class Budgets:
             batch.later(lambda: self._copy(channel, ident))
         else:
             self._read(channel, ident, checked(header.get("offset"), "offset"), batch)
+
+    def reported(self, channel: Channel, ident: int, header: dict[str, Any], who: str, batch: Batch) -> None:
+        """A charge of a gate's own pod, on behalf of `who`. Raises NucleusError."""
+        if header.keys() & {"account", "window_ns"}:
+            raise InvalidError("a report has an id, an amount and a reason", rule="frames.field")
+        entry = self._entry(channel, CHARGE, {**header, "pod": channel.pod}, batch)
+        self._change(channel, ident, replace(entry, who=who), batch)
 
     def lost(self, channel: Channel) -> None:
         """A channel is gone, and its copy."""

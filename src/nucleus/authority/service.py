@@ -117,8 +117,8 @@ class Service:
     def _decides(self, channel: Channel, header: dict[str, Any]) -> bool:
         """An approval may be decided or spent by it, or money that the log alone would not give back."""
         match header.get("op"):
-            case "extend":
-                return bool(channel.kind == GATE)  # the intent on record has the smaller amount
+            case "extend" | "charge":
+                return bool(channel.kind == GATE)
             case "budget_charge":
                 return bool(channel.kind == APPROVER)
             case "reserve":
@@ -176,6 +176,13 @@ class Service:
             raise BudgetError("the budget's time window is over", rule="budget.window")
         more = self.batch.writes().extend(pod, fields.reservation(header), amount, least, self.batch.now_ns)
         self.batch.answer(channel, ident, {"held": more})
+
+    def _charge(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        pod = self._pod(channel)
+        who = str(identities.orchestrator_id(self._trust_domain, pod.namespace, pod.pod))
+        if header.get("principal") != who:
+            raise DeniedError("only the orchestrator of a pod reports what it used", rule="budget.charge")
+        self.budgets.reported(channel, ident, header, who, self.batch)
 
     def _settle(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
         actual = checked(header.get("actual"), "actual")
@@ -372,6 +379,7 @@ _GATE: dict[str, Handler] = {
     "budget": Service._budget,
     "reserve": Service._reserve,
     "extend": Service._extend,
+    "charge": Service._charge,
     "settle": Service._settle,
     "release": Service._release,
     "append": Service._append,

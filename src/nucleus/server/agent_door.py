@@ -35,7 +35,8 @@ async def open_agent_door(
     current = [await authority.svid()]
     holder = tls.RotatingServerContext(current[0])
     Handshakes(driver).watch(holder.context)
-    runner = await Door(driver, _authenticator(config, current), tools).serve(listener, holder.context)
+    charge = authority.charge if config.door == "orchestrator" else None
+    runner = await Door(driver, _authenticator(config, current), tools, charge).serve(listener, holder.context)
     return runner, asyncio.ensure_future(_rotate(authority, holder, current))
 
 

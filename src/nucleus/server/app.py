@@ -33,6 +33,8 @@ KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATION
 
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
 Authenticator = Callable[[ssl.SSLObject], Principal]
+Charge = Callable[[str, int, str, str], Awaitable[dict[str, Any]]]
+_REPORT = {"id": str, "micro_dollars": int, "reason": str}
 
 
 class Door:
@@ -42,10 +44,18 @@ class Door:
         driver: runs the pipeline.
         authenticate: verifies a connection's peer; raises UnauthenticatedError.
         tools: lists the external tools that the policy does not rule out.
+        charge: takes an orchestrator's report of what it used elsewhere; None at an agent's door, which has no such.
     """
 
-    def __init__(self, driver: Driver, authenticate: Authenticator, tools: Listing | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        authenticate: Authenticator,
+        tools: Listing | None = None,
+        charge: Charge | None = None,
+    ) -> None:
         self._tools = tools
+        self._charge = charge
         self._driver = driver
         self._authenticate = authenticate
         self._peers: WeakKeyDictionary[asyncio.BaseTransport, Principal] = WeakKeyDictionary()
@@ -55,6 +65,7 @@ class Door:
         app = web.Application(client_max_size=LIMITS.request_bytes, middlewares=[_errors])
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/tools", self._list_tools)
+        app.router.add_post("/v1/charge", self._report)
         app.router.add_post("/v1/{kind}", self._operation)
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=3600
@@ -82,6 +93,16 @@ class Door:
     async def _list_tools(self, request: web.Request) -> web.Response:
         self._principal(request)
         return _json(200, {"tools": [] if self._tools is None else await self._tools()})
+
+    async def _report(self, request: web.Request) -> web.Response:
+        """``{id, micro_dollars, reason?}`` → ``{charged, unpaid, free}``; the same id again is answered as before."""
+        principal = self._principal(request)
+        if self._charge is None or principal.role != "orchestrator":
+            raise web.HTTPNotFound
+        raw = {"reason": "", **parse_object(await request.read())}
+        if raw.keys() != _REPORT.keys() or any(type(raw[name]) is not kind for name, kind in _REPORT.items()):
+            raise InvalidError("a report is {id, micro_dollars, reason}", rule="budget.charge")
+        return _json(200, await self._charge(raw["id"], raw["micro_dollars"], raw["reason"], principal.spiffe_id))
 
     async def _operation(self, request: web.Request) -> web.Response:
         kind = request.match_info["kind"]

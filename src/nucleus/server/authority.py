@@ -79,6 +79,10 @@ class Authority:
         """Hold up to `amount` more for what runs, at least `least`; how much."""
         return int((await self._call(op="extend", reservation=reservation, amount=amount, least=least))["held"])
 
+    async def charge(self, entry: str, amount: int, reason: str, principal: str) -> dict[str, Any]:
+        """Charge this pod for what its orchestrator used elsewhere, once for each `entry`."""
+        return await self._call(op="charge", entry=entry, amount=amount, reason=reason, principal=principal)
+
     def settle(self, reservation: str, actual: int) -> Answer:
         """Resolve a reservation for what it cost."""
         return self.begin(op="settle", reservation=reservation, actual=actual)
