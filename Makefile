@@ -49,13 +49,13 @@ test-real: setup ## programs of others as the outside: httpbin, searx, GitHub's 
 	@NUCLEUS_REAL=$(CURDIR)/.real $(BIN)/pytest tests/real
 
 check: setup ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench demo proofs docs
-	@$(BIN)/ruff format --check src tests bench demo proofs docs
+	@$(BIN)/ruff check src tests bench demo proofs simulate docs
+	@$(BIN)/ruff format --check src tests bench demo proofs simulate docs
 	@$(BIN)/mypy
 
 format: setup ## ruff format, and the fixes that are safe
-	@$(BIN)/ruff format src tests bench demo proofs docs
-	@$(BIN)/ruff check --fix src tests bench demo proofs docs
+	@$(BIN)/ruff format src tests bench demo proofs simulate docs
+	@$(BIN)/ruff check --fix src tests bench demo proofs simulate docs
 
 bench: setup ## the figures of the closing notes, against their floors and peers, in one run
 	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
@@ -78,6 +78,12 @@ docs: setup ## what the documentation takes from the code: README's limits, the 
 
 bench-search: setup ## glob and grep against ripgrep and a plain scandir walk, on a synthetic tree of 63 MB
 	@$(BIN)/python -m bench.search
+
+simulate: setup ## the authority on a disk and a clock that fail: 1e6 seeded steps (SEED=1 STEPS=1000000)
+	@$(BIN)/python -m simulate --seed $(or $(SEED),1) --steps $(or $(STEPS),1000000)
+
+bench-audit: setup ## the audit log against its floors
+	@$(BIN)/python -m bench.audit
 
 prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
 	@$(BIN)/python -m proofs

@@ -202,3 +202,16 @@ def test_what_began_ends_on_a_full_disk_and_nothing_begins(tmp_path: Path) -> No
         assert verified(Path(log.path)) == 302
     finally:
         subprocess.run(["umount", str(state)], check=True)
+
+
+def test_a_start_syncs_what_it_has_read(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that died may have written lines that only the page cache has; the ledger relies on them from now on."""
+    log = AuditLog(str(state))
+    fill(log, 3)
+    log.close()
+    synced: list[int] = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd))[1])
+    log = AuditLog(str(state))
+    assert os.stat(log.path).st_ino in synced
+    log.close()

@@ -21,7 +21,7 @@ import sys
 from typing import Any
 
 from nucleus.authority import fields
-from nucleus.authority.clock import system
+from nucleus.authority.clock import Clock, system
 from nucleus.authority.identities import Issuer
 from nucleus.authority.loop import Loop
 from nucleus.authority.recovery import Scan, at_start
@@ -95,7 +95,7 @@ def become(uid: int) -> None:
         raise SandboxError("the builder is gone", rule="authority.parent")
 
 
-def open_state(state_dir: str, trust_domain: str) -> tuple[Service, str, Signer]:
+def open_state(state_dir: str, trust_domain: str, clock: Clock = system) -> tuple[Service, str, Signer]:
     """Step 4: what the loop serves, its trust domain, and what signs the log. The lock is held until the process ends.
 
     Raises:
@@ -109,11 +109,11 @@ def open_state(state_dir: str, trust_domain: str) -> tuple[Service, str, Signer]
     scan = Scan()
     signer = open_log(state_dir, trust_domain, ledger, scan.see)
     log = signer.log
-    at_start(ledger, log, scan, system, log.torn)
+    at_start(ledger, log, scan, clock, log.torn)
     if log.head.seq:
         ledger.checkpoint(log.head, signer.state())
     issuer = Issuer(state_dir, trust_domain)
-    service = Service(ledger, log, issuer, trust_domain, system, f"{state_dir}/credentials")
+    service = Service(ledger, log, issuer, trust_domain, clock, f"{state_dir}/credentials")
     return service, trust_domain, signer
 
 
