@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search prove clean
+.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit simulate prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
