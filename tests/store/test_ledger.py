@@ -12,8 +12,9 @@ import pytest
 from nucleus.audit.chain import Head
 from nucleus.budget.reservation import Phase
 from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, SandboxError
-from nucleus.store import ledger as module
-from nucleus.store.ledger import Ledger, lock_state
+from nucleus.store import lock as module
+from nucleus.store.ledger import Ledger
+from nucleus.store.lock import lock_state
 
 A, B = "a" * 32, "b" * 32
 

@@ -31,7 +31,8 @@ from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.kernel import syscalls
 from nucleus.pod.packets import close_all, error_body, recv_packet, send_packet
-from nucleus.store.ledger import Ledger, lock_state
+from nucleus.store.ledger import Ledger
+from nucleus.store.lock import lock_state
 
 BUILDER_FD = 3
 

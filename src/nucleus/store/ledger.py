@@ -4,30 +4,26 @@ Promises: every change happens inside the transaction of a batch (`begin` ... `c
 the disk when `commit` returns (synchronous=FULL), any other survives kill -9 (NORMAL); a batch that cannot be committed
 leaves database and memory as they were. A reservation's id is used once in its pod's life; a nonce burns in the
 transaction of its reservation, once. A reservation holds in its pod and in every account above, or nowhere.
-Relies on: being the only one to open the file (`lock_state`; exclusive locking mode); `budget.reservation` for rules;
+Relies on: being the only one to open the file (`store.lock`; exclusive locking mode); `budget.reservation` for rules;
 `store.schema` for what the file is, `store.budgets` for the accounts.
 Does not: make randomness, or write the audit log, from which `authority.recovery` repairs what a power cut took.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
-import stat
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nucleus.approval.token import nonce_digest
 from nucleus.audit.chain import Head
 from nucleus.budget.reservation import Account, Hold, Phase, Pool
-from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, SandboxError
+from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError
 from nucleus.store.budgets import CHARGE, Accounts, Entry
 from nucleus.store.schema import open_file
 
 FILE = "ledger.sqlite3"
-LOCK_SECONDS = 2.0  # how long to wait for an authority that is just ending
 _OPEN, _SETTLED, _RELEASED = 0, 1, 2  # reservations.state
 _INTENT, _OUTCOME = 1, 2  # reservations.logged
 
@@ -43,34 +39,6 @@ class PodAccount:
     window_ns: int = 0
     draws_on: str = ""  # the account that a person named for it
     granted: int = 0  # of its limit, by people, while it runs
-
-
-def lock_state(directory: str) -> int:
-    """Take the state directory for this process; the descriptor holds it.
-
-    Raises:
-        SandboxError: rule ``store.state``: it is not a 0700 directory of ours.
-        AuditError: rule ``store.locked``: another authority has it.
-    """
-    found = os.lstat(directory)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise SandboxError(f"{directory} is not a 0700 directory of uid {os.geteuid()}", rule="store.state")
-    path = os.path.join(directory, "lock")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise AuditError(
-                    f"another authority owns {directory}",
-                    rule="store.locked",
-                    next_step="Stop the resident helper, or name another state directory with NUCLEUS_STATE.",
-                ) from None
-            time.sleep(0.02)
 
 
 class Ledger:
