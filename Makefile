@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit simulate prove clean
+.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit simulate kill prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ bench-search: setup ## glob and grep against ripgrep and a plain scandir walk, o
 
 simulate: setup ## the authority on a disk and a clock that fail: 1e6 seeded steps (SEED=1 STEPS=1000000)
 	@$(BIN)/python -m simulate --seed $(or $(SEED),1) --steps $(or $(STEPS),1000000)
+
+kill: setup ## the authority killed by -9 two hundred times under sixteen clients
+	@NUCLEUS_KILL_ROUNDS=200 $(BIN)/pytest tests/authority/test_recovery.py -k round_after_round --durations=1
 
 bench-audit: setup ## the audit log against its floors
 	@$(BIN)/python -m bench.audit

@@ -255,6 +255,34 @@ def test_kill_9_at_any_moment(start: Callable[..., Authority], state: Path, seed
     check(state, total)
 
 
+CLIENTS = 16
+ROUNDS = int(os.environ.get("NUCLEUS_KILL_ROUNDS", "5"))  # `make kill`: 200
+
+
+@pytest.mark.timeout(1_800)
+def test_kill_9_round_after_round(start: Callable[..., Authority], state: Path) -> None:
+    rng = random.Random(7)
+    total: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
+    for turn in range(ROUNDS):
+        authority = start()
+        loads = []
+        for number in range(CLIENTS):
+            pod = f"p{turn}-{number}"
+            loads.append(Load(authority.gate(pod), lambda: ""))
+            total[pod] = (loads[-1].charged, loads[-1].tried)
+        for load in loads:
+            load.start()
+        time.sleep(rng.uniform(0.0, 0.2))
+        os.kill(authority.process.pid, signal.SIGKILL)
+        for load in loads:
+            load.join()
+        authority.stop()
+    start().stop()
+    verified(state / "audit.jsonl")
+    assert sum(len(tried) for _, tried in total.values()) > ROUNDS
+    check(state, total)
+
+
 def check(state: Path, total: dict[str, tuple[dict[str, int], dict[str, int]]]) -> None:
     intents: dict[str, tuple[str, int]] = {}
     ends: dict[str, int] = {}
