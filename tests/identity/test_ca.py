@@ -163,7 +163,9 @@ def test_what_a_root_says(ca: CertificateAuthority) -> None:
     assert usage.critical
     assert (usage.value.key_cert_sign, usage.value.crl_sign, usage.value.digital_signature) == (True, True, False)
     assert isinstance(root.public_key(), ec.EllipticCurvePublicKey)
-    assert (root.not_valid_after_utc - root.not_valid_before_utc).total_seconds() == 86_400 + BACKDATE_NS / SECOND
+    assert (root.not_valid_after_utc - root.not_valid_before_utc).total_seconds() == (
+        ROOT_TTL_NS + BACKDATE_NS
+    ) / SECOND
     root.verify_directly_issued_by(root)
 
 

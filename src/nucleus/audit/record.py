@@ -26,7 +26,7 @@ FIELDS = (
 )  # fmt: skip
 EVENTS = frozenset({
     "intent", "outcome", "denied", "invalid", "unauthenticated", "approval", "error", "pod.start", "pod.stop",
-    "recovery", "identity.refused", "identity.issued", "network.changed",
+    "recovery", "identity.refused", "identity.issued", "identity.entry", "network.changed",
     "budget.changed",
 })  # fmt: skip
 ZERO = "0" * 64  # `prev` of the first record

@@ -7,13 +7,16 @@ Relies on: pod names being DNS labels. Imports `cryptography` (through `identity
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import AuditError, NucleusError
 from nucleus.identity.spiffe_id import SpiffeId
 
 if TYPE_CHECKING:
     from nucleus.identity.ca import CertificateAuthority
+    from nucleus.identity.jwt_keys import JwtKeys
     from nucleus.identity.svid import X509Svid
 
 
@@ -33,27 +36,65 @@ def orchestrator_id(trust_domain: str, namespace: str, pod: str) -> SpiffeId:
 
 
 class Issuer:
-    """The CA of this trust domain, opened on first use."""
+    """The keys of this trust domain, X.509 and JWT, opened on first use."""
 
     def __init__(self, state_dir: str, trust_domain: str) -> None:
         self._directory = os.path.join(state_dir, "ca")
         self._trust_domain = trust_domain
         self._ca: CertificateAuthority | None = None
+        self.entries_file = os.path.join(state_dir, "identity-entries.json")
+        self._jwt_file = os.path.join(state_dir, "jwt-keys.json")
+        self._jwt: JwtKeys | None = None
 
-    def issue(self, spiffe_id: SpiffeId, now_ns: int) -> X509Svid:
-        """An SVID with its key.
+    def issue(self, spiffe_id: SpiffeId, now_ns: int, ttl_ns: int = 0) -> X509Svid:
+        """An SVID with its key; `ttl_ns` 0: of the CA's default life.
 
         Raises:
             NucleusError: the CA cannot sign.
         """
-        try:
-            if self._ca is None:
-                from nucleus.identity.ca import CertificateAuthority  # weight
+        with _usable():
+            ca = self._open(now_ns)
+            return ca.issue(spiffe_id, now=now_ns, ttl_ns=ttl_ns) if ttl_ns else ca.issue(spiffe_id, now=now_ns)
 
-                self._ca = CertificateAuthority.load_or_create(self._directory, self._trust_domain, now=now_ns)
-            return self._ca.issue(spiffe_id, now=now_ns)
-        except OSError as error:
-            raise NucleusError(f"the CA cannot be used: {error}", rule="identity.ca") from error
+    def roots(self, now_ns: int) -> tuple[bytes, ...]:
+        """The trust domain's roots, DER, the newest first. Raises NucleusError."""
+        with _usable():
+            return self._open(now_ns).roots(now_ns)[self._trust_domain]
+
+    def bundle_pem(self, now_ns: int) -> str:
+        """The same as PEM. Raises NucleusError."""
+        with _usable():
+            return self._open(now_ns).bundle_pem(now_ns)
+
+    def root_facts(self, now_ns: int) -> list[dict[str, Any]]:
+        """Serial numbers and ends of the roots, for people. Raises NucleusError."""
+        with _usable():
+            return self._open(now_ns).facts(now_ns)
+
+    def jwt_keys(self, now_ns: int) -> JwtKeys:
+        """What signs JWT-SVIDs. Raises NucleusError."""
+        with _usable():
+            if self._jwt is None:
+                from nucleus.identity.jwt_keys import JwtKeys  # weight
+
+                self._jwt = JwtKeys(self._jwt_file, now=now_ns)
+            self._jwt.maintain(now_ns)
+            return self._jwt
+
+    def _open(self, now_ns: int) -> CertificateAuthority:
+        if self._ca is None:
+            from nucleus.identity.ca import CertificateAuthority  # weight
+
+            self._ca = CertificateAuthority.load_or_create(self._directory, self._trust_domain, now=now_ns)
+        return self._ca
+
+
+@contextmanager
+def _usable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NucleusError(f"the CA cannot be used: {error}", rule="identity.ca") from error
 
 
 def unavailable() -> AuditError:

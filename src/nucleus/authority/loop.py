@@ -17,8 +17,10 @@ from nucleus.authority import fields, identities
 from nucleus.authority.peers import (
     APPROVER,
     GATE,
+    IDENTITY,
     VAULT,
     WORKLOAD,
+    WORKLOAD_API,
     WORKLOAD_CONNECTIONS,
     Attested,
     Channel,
@@ -223,6 +225,10 @@ class Loop:
                 if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                     raise InvalidError("a vault is attached for the names of credentials", rule="frames.field")
                 self._add(Channel(sock, self._epoll, VAULT, pod=self._open_pod(body), names=frozenset(names)))
+            elif role in (IDENTITY, WORKLOAD_API):
+                if sum(c.kind in (IDENTITY, WORKLOAD_API) for c in self._channels.values()) >= MAX_APPROVERS:
+                    raise InvalidError("too many identity channels", rule="attach.identity")
+                self._add(Channel(sock, self._epoll, role, uid=fields.uid(body)))
             elif role == WORKLOAD:
                 return self._listen(sock, self._open_pod(body), fields.uid(body), body.get("whose", "agent"))
             else:

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from nucleus.identity.workload import Peer, WorkloadListener
 
 GATE, APPROVER, WORKLOAD, VAULT = "gate", "approver", "workload", "vault"
-_IN = {GATE: LIMITS.request_bytes, APPROVER: 65_536, WORKLOAD: 16_384, VAULT: 1_024}  # bytes of one frame
+IDENTITY, WORKLOAD_API = "identity", "workload_api"  # a person who registers; the listener that attests
+_IN = {GATE: LIMITS.request_bytes, APPROVER: 65_536, WORKLOAD: 16_384, VAULT: 1_024}
+_IN |= {IDENTITY: 131_072, WORKLOAD_API: 1_048_576}  # bytes of one frame
 _OUT = {
     GATE: 1_048_576,
     APPROVER: LIMITS.request_bytes,
     WORKLOAD: 262_144,
     VAULT: 262_144,
+    IDENTITY: 16_777_216,
+    WORKLOAD_API: 2_097_152,
 }  # bytes that wait to be read
 WORKLOAD_CONNECTIONS = 8  # of one pod at a time
 WORKLOAD_BURST = 20

@@ -22,9 +22,10 @@ from nucleus.authority.approvals import PRINCIPAL_BYTES, Desk
 from nucleus.authority.batch import Batch
 from nucleus.authority.budgets import Budgets
 from nucleus.authority.clock import Clock
-from nucleus.authority.peers import APPROVER, GATE, VAULT, WORKLOAD, Channel
+from nucleus.authority.peers import APPROVER, GATE, IDENTITY, VAULT, WORKLOAD, WORKLOAD_API, Channel
 from nucleus.authority.recovery import resolve
 from nucleus.authority.rules import Rules
+from nucleus.authority.workloads import Workloads
 from nucleus.budget.cost import amount as checked
 from nucleus.budget.reservation import Phase
 from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError, NucleusError
@@ -70,6 +71,7 @@ class Service:
         self._clock = clock
         self._credentials = credentials
         self.rules = Rules()
+        self.workloads = Workloads(issuer, trust_domain)
         self.budgets = Budgets(ledger)
 
     def now(self) -> tuple[int, int]:
@@ -106,6 +108,8 @@ class Service:
                 self._workload(channel, ident, header)
             elif channel.kind == VAULT:
                 self._vault(channel, ident, header)
+            elif channel.kind in (IDENTITY, WORKLOAD_API):
+                self.workloads.handle(channel, ident, header, self.batch)
         except NucleusError as error:
             if isinstance(error, AuditError) and error.rule.startswith("ledger."):
                 self.batch.break_off(error)

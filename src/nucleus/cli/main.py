@@ -28,6 +28,7 @@ usage: nucleus [--no-helper] VERB ...
   approvals  list, show, answer or watch approval requests
   policy     list, show, check, explain, diff or meet policies
   credentials secrets that stay on the host and are added by a pod's gateway
+  identity   who is registered for which SPIFFE ID; the SPIFFE Workload API
   net        what running pods may reach and reach; allow or deny while they run
   budget     what pods may spend together; top-ups, charges, history
   ledger     check or back up the ledger
@@ -51,6 +52,7 @@ VERBS = (
     "approvals",
     "policy",
     "credentials",
+    "identity",
     "net",
     "budget",
     "ledger",

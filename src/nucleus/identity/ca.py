@@ -5,9 +5,9 @@ exists; no `repr` shows one; a leaf says only what the CA decided, never what a 
 Relies on: one process (the authority) that owns the directory; the caller's clock, in nanoseconds since the epoch.
 Does not: decide who may have an ID (`workload` does), revoke (leaves are short), or open a socket.
 
-Roots: each lives `ROOT_TTL_NS` (24 h). When less than half is left, the next one is made and *published* in the bundle,
-but it signs only after `MAX_TTL_NS` (6 h): by then every SVID that was handed out with the older bundle has expired, so
-no peer meets a leaf whose root it has never seen. An older root stays in the bundle until it expires.
+Roots: each lives `ROOT_TTL_NS` (96 h). When less than half is left, the next one is made and *published* in the bundle,
+but it signs only after `MAX_TTL_NS` (24 h): by then every SVID that was handed out with the older bundle has expired,
+so no peer meets a leaf whose root it has never seen. An older root stays in the bundle until it expires.
 Files: `root-<serial>.key` (gone once the root has been replaced), `root-<serial>.pem`, `lock`.
 
 Security steps of `load_or_create`:
@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -40,10 +41,10 @@ from nucleus.identity.svid import X509Svid
 
 SECOND_NS = 1_000_000_000
 HOUR_NS = 3_600 * SECOND_NS
-ROOT_TTL_NS = 24 * HOUR_NS
+ROOT_TTL_NS = 96 * HOUR_NS
 RENEW_LEFT_NS = ROOT_TTL_NS // 2
 DEFAULT_TTL_NS = HOUR_NS
-MAX_TTL_NS = 6 * HOUR_NS
+MAX_TTL_NS = 24 * HOUR_NS
 BACKDATE_NS = 60 * SECOND_NS  # not_before lies this far back, for peers whose clock is behind
 MAX_CSR_BYTES = 8_192
 _MAX_FILE_BYTES = 16_384
@@ -111,6 +112,14 @@ class CertificateAuthority:
         """`bundle_pem` as `svid.Roots`."""
         self.maintain(now)
         return {self.trust_domain: tuple(root.cert.public_bytes(serialization.Encoding.DER) for root in self._roots)}
+
+    def facts(self, now: int) -> list[dict[str, Any]]:
+        """Each root's serial number (hex) and end (nanoseconds since the epoch), and whether it has its key still."""
+        self.maintain(now)
+        return [
+            {"serial": f"{root.cert.serial_number:x}", "expires_ns": root.expires_ns, "key": root.key is not None}
+            for root in self._roots
+        ]
 
     def issue(self, spiffe_id: SpiffeId, *, ttl_ns: int = DEFAULT_TTL_NS, now: int) -> X509Svid:
         """Make a key and an SVID for a workload (Workload API semantics: the answer holds the private key).

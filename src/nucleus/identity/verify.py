@@ -81,6 +81,20 @@ def verify_svid(chain: Sequence[bytes], roots: Roots, now_ns: int, *, role: Role
     return spiffe_id
 
 
+def leaf_trust_domain(chain: Sequence[bytes]) -> str:
+    """The trust domain that a leaf claims, nothing verified: which bundle to hold against it.
+
+    Raises:
+        UnauthenticatedError: it cannot be read, or names none.
+    """
+    try:
+        return _leaf_id(_parse_chain(chain)[0]).trust_domain
+    except UnauthenticatedError:
+        raise
+    except Exception as error:  # hostile bytes, as above
+        raise _refuse("svid.parse", f"the chain cannot be read ({type(error).__name__})") from error
+
+
 def _refuse(rule: str, message: str) -> UnauthenticatedError:
     return UnauthenticatedError(message, rule=rule)
 
@@ -95,6 +109,10 @@ def _parse_chain(chain: Sequence[bytes]) -> list[x509.Certificate]:
     if any(cert.version is not x509.Version.v3 for cert in certs):
         raise _refuse("svid.version", "certificate is not version 3")
     return certs
+
+
+def _count(found: list[str]) -> str:
+    return {0: "no", 2: "two", 3: "three"}.get(len(found), str(len(found)))
 
 
 def _extension(cert: x509.Certificate, kind: type[_T]) -> x509.Extension[_T] | None:
@@ -112,33 +130,36 @@ def _uris(cert: x509.Certificate) -> list[str]:
 def _leaf_id(leaf: x509.Certificate) -> SpiffeId:
     uris = _uris(leaf)
     if len(uris) != 1:
-        raise _refuse("svid.one_uri", f"{len(uris)} URI SANs, exactly one allowed")
+        raise _refuse("svid.one_uri", f"the peer's certificate has {_count(uris)} URI SANs; X509-SVID 2 allows one")
     try:
         spiffe_id = SpiffeId.parse(uris[0])
     except InvalidError as error:
-        raise _refuse("svid.spiffe_id", f"the URI SAN is not a SPIFFE ID: {error.message}") from error
+        raise _refuse("svid.spiffe_id", f"the URI SAN is not a SPIFFE ID (X509-SVID 2): {error.message}") from error
     if not spiffe_id.path:
-        raise _refuse("svid.path", "a leaf's SPIFFE ID has a path")
+        raise _refuse("svid.path", "the leaf's SPIFFE ID has no path; X509-SVID 5.2 wants one")
     names = _extension(leaf, x509.SubjectAlternativeName)
     if not leaf.subject.rdns and not (names and names.critical):
-        raise _refuse("svid.san_critical", "the subject is empty and the SAN is not critical")
+        raise _refuse(
+            "svid.san_critical",
+            "the subject is empty and the SAN not critical; RFC 5280 4.2.1.6 wants it",
+        )
     return spiffe_id
 
 
 def _check_leaf(leaf: x509.Certificate, role: Role) -> None:
     basic = _extension(leaf, x509.BasicConstraints)
     if basic and basic.value.ca:
-        raise _refuse("svid.leaf_is_ca", "a CA certificate does not authenticate a peer")
+        raise _refuse("svid.leaf_is_ca", "the leaf is a CA certificate; X509-SVID 5.2 refuses it")
     usage = _extension(leaf, x509.KeyUsage)
     if not usage or not usage.critical:
-        raise _refuse("svid.key_usage", "key usage is missing or not critical")
+        raise _refuse("svid.key_usage", "the leaf's key usage is missing or not critical; X509-SVID 4.3 wants it so")
     if not usage.value.digital_signature:
-        raise _refuse("svid.digital_signature", "the leaf may not sign (no digitalSignature)")
+        raise _refuse("svid.digital_signature", "the leaf has no digitalSignature; X509-SVID 4.3 wants it")
     if usage.value.key_cert_sign or usage.value.crl_sign:
-        raise _refuse("svid.leaf_signs", "the leaf has keyCertSign or cRLSign")
+        raise _refuse("svid.leaf_signs", "the leaf has keyCertSign or cRLSign; X509-SVID 4.3 and 5.2 forbid them")
     extended = _extension(leaf, x509.ExtendedKeyUsage)
     if extended and _EKU[role] not in extended.value:
-        raise _refuse("svid.extended_key_usage", f"the leaf is not for a {role}")
+        raise _refuse("svid.extended_key_usage", f"the leaf's extended key usage is not for a {role} (X509-SVID 4.4)")
 
 
 @lru_cache(maxsize=32)
@@ -173,10 +194,10 @@ def _build_path(
 def _check_issuer(issuer: x509.Certificate, trust_domain: str) -> None:
     basic, usage = _extension(issuer, x509.BasicConstraints), _extension(issuer, x509.KeyUsage)
     if not (basic and basic.critical and basic.value.ca and usage and usage.value.key_cert_sign):
-        raise _refuse("svid.issuer", "an issuer on the path is not a CA")
+        raise _refuse("svid.issuer", "an issuer on the path is not a CA (X509-SVID 4.1, 4.3)")
     uris = _uris(issuer)
     if uris and uris != [f"spiffe://{trust_domain}"]:
-        raise _refuse("svid.issuer_id", "an issuer's SPIFFE ID is not the peer's trust domain")
+        raise _refuse("svid.issuer_id", "an issuer's SPIFFE ID is not the peer's trust domain (X509-SVID 3.2)")
 
 
 def _check_algorithms(cert: x509.Certificate) -> None:

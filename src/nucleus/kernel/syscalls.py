@@ -51,9 +51,13 @@ MOUNT_ATTR_NOEXEC = 0x00000008
 MOUNT_ATTR_IDMAP = 0x00100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
 
+CAP_DAC_READ_SEARCH = 2
+CAP_SYS_PTRACE = 19
+
 _PR_SET_PDEATHSIG = 1
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
+_PR_SET_KEEPCAPS = 8
 _PR_SET_NAME = 15
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -227,6 +231,17 @@ def drop_all_capabilities() -> None:
             raise
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     _call("capset", header, bytes(24))
+
+
+def keep_capabilities(uid: int, *capabilities: int) -> None:
+    """Become `uid` (and gid, without groups) for good and keep these capabilities alone (root only)."""
+    _prctl("PR_SET_KEEPCAPS", _PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)  # clears the effective set, and with it whatever is not kept below
+    low = sum(1 << capability for capability in capabilities)
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    _call("capset", header, struct.pack("=6I", low, low, 0, 0, 0, 0))
 
 
 def close_range(first: int, last: int = 0x7FFFFFFF) -> None:

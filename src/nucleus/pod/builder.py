@@ -225,6 +225,7 @@ class Launcher:
         answers = {
             "create_pod": self._create_pod,
             "attach_approver": self._attach_approver,
+            "attach_identity": self._attach_identity,
             "status": self._status,
             "close_pod": self._close_pod,
             "stop": self._stop,
@@ -266,12 +267,21 @@ class Launcher:
         return created.body, created.fds
 
     async def _attach_approver(self, _: dict[str, Any], __: list[int]) -> tuple[dict[str, Any], list[int]]:
+        return await self._attach("approver")
+
+    async def _attach_identity(self, body: dict[str, Any], _: list[int]) -> tuple[dict[str, Any], list[int]]:
+        role = body.get("role")
+        if role not in ("identity", "workload_api"):
+            raise InvalidError("the role is identity or workload_api", rule="builder.role")
+        return await self._attach(role)
+
+    async def _attach(self, role: str) -> tuple[dict[str, Any], list[int]]:
         await _done(self._builder.ready)
         self._builder.ready.result()
         ours, theirs = stream_pair()
         with ours, theirs:
             who = {"uid": self._uid, "answers_only": self.approves_only}
-            answer = self._builder.authority.call("attach", [theirs.fileno()], role="approver", **who)
+            answer = self._builder.authority.call("attach", [theirs.fileno()], role=role, **who)
             await self._builder.loop.within(ANSWER_SECONDS, answer, "the authority")
             return {}, [ours.detach()]
 

@@ -1,0 +1,310 @@
+"""Identities of workloads that are no pods: registration entries, and the SVIDs and bundles that they lead to.
+
+Two kinds of channel (docs/design.md): IDENTITY, the person's, who lists and changes entries and may have an SVID made;
+and WORKLOAD_API, the attesting listener's, which says what the kernel told of a caller and gets what is the caller's.
+
+Steps for a caller:
+1. strict facts; a fact that is not there lets no selector hold
+2. the entries of which every selector holds; none: refused, on record
+3. an SVID for each, each on record, durable before the answer leaves
+Promises: an entry changes only after its change is on record. A flood of refusals of one uid is one record every
+`REFUSED_EVERY_NS`, with the number of those that are not written.
+Does not: attest (`identity.attestation`), speak gRPC (`identity.workload_api`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from nucleus.authority import fields
+from nucleus.authority.peers import IDENTITY
+from nucleus.errors import DeniedError, InvalidError, NucleusError
+from nucleus.identity import entries as registration
+from nucleus.identity.entries import Entries, Entry, Facts
+from nucleus.identity.spiffe_id import SpiffeId
+from nucleus.identity.svid import X509Svid, pem_to_der
+
+if TYPE_CHECKING:
+    from nucleus.authority.batch import Batch
+    from nucleus.authority.identities import Issuer
+    from nucleus.authority.peers import Channel
+
+SECOND_NS = 1_000_000_000
+JWT_TTL_NS = 300 * SECOND_NS
+REFUSED_EVERY_NS = 10 * SECOND_NS
+_REFUSED_UIDS = 1_024  # of which the last refusal is remembered
+_FACTS = frozenset({"uid", "gid", "groups", "path", "sha256", "pod", "pid"})
+_MAX_GROUPS = 65_536  # Linux's own bound, limits.h NGROUPS_MAX
+
+
+class Workloads:
+    """See the module.
+
+    Args:
+        issuer: the trust domain's keys, and where the entries are.
+        trust_domain: of every name here.
+    """
+
+    def __init__(self, issuer: Issuer, trust_domain: str) -> None:
+        self._issuer = issuer
+        self._trust_domain = trust_domain
+        self._opened: Entries | None = None
+        self._refused: dict[int, tuple[int, int]] = {}  # uid -> when the last was written, how many were not since
+
+    @property
+    def entries(self) -> Entries:
+        """The entries, read on first use. Raises NucleusError: the file is damaged."""
+        if self._opened is None:
+            try:
+                self._opened = Entries(self._issuer.entries_file, self._trust_domain)
+            except OSError as error:
+                raise NucleusError(f"the entries cannot be read: {error}", rule="identity.entries") from error
+        return self._opened
+
+    def handle(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """One request of either kind of channel. Raises NucleusError."""
+        serve = (_PERSON if channel.kind == IDENTITY else _LISTENER).get(str(header.get("op")))
+        if serve is None:
+            raise InvalidError("unknown request for an identity channel", rule="frames.op")
+        serve(self, channel, ident, header, batch)
+
+    # -- the person's ----------------------------------------------------------------------------------------------
+
+    def _show(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        now = batch.now_ns
+        answer = {
+            "trust_domain": self._trust_domain,
+            "roots": self._issuer.root_facts(now),
+            "jwt_keys": list(self._issuer.jwt_keys(now).public(now)),
+            "entries": len(self.entries.all()),
+        }
+        batch.answer(channel, ident, answer)
+
+    def _bundle(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        now = batch.now_ns
+        batch.answer(channel, ident, {"pem": self._issuer.bundle_pem(now), "jwks": self._jwks(now)})
+
+    def _list(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        batch.answer(channel, ident, {"entries": [entry.to_wire() for entry in self.entries.all()]})
+
+    def _add(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        asked = {name: value for name, value in header.items() if name not in ("id", "op")}
+        if "entry" in asked:
+            raise InvalidError("an entry's id is not chosen", rule="identity.entry")
+        entry = registration.make(asked, self._trust_domain)
+        self.entries.check_new(entry)
+        self._change(channel, ident, batch, "add", entry)
+
+    def _remove(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        self._change(channel, ident, batch, "remove", self.entries.get(header.get("entry")))
+
+    def _change(self, channel: Channel, ident: int, batch: Batch, verb: str, entry: Entry) -> None:
+        context = {"change": verb, **entry.to_wire()}
+        batch.record("identity.entry", principal=f"uid:{channel.uid}", operation=f"entry_{verb}", context=context)
+
+        def then(error: NucleusError | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                # Two of one turn may be alike: each is checked again where it is done.
+                if verb == "add":
+                    self.entries.check_new(entry)
+                    self.entries.add(entry)
+                else:
+                    self.entries.remove(self.entries.get(entry.entry).entry)
+            except OSError as failed:
+                why = NucleusError(f"the entries cannot be written: {failed}", rule="identity.entries")
+                channel.fail(ident, why)
+            except NucleusError as failed:
+                channel.fail(ident, failed)
+            else:
+                channel.answer(ident, {"entry": entry.to_wire()})
+
+        batch.answer(None, 0, None, recorded=True, then=then)
+
+    def _issue(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        name = registration.check_name(header.get("spiffe_id"), self._trust_domain)
+        who = {"requested_by": f"uid:{channel.uid}"}
+        if "audience" in header:
+            batch.answer(channel, ident, self._token(name, header["audience"], who, "", batch), recorded=True)
+            return
+        ttl_s = header.get("ttl_s", registration.DEFAULT_TTL_S)
+        if type(ttl_s) is not int or not registration.MIN_TTL_S <= ttl_s <= registration.MAX_TTL_S:
+            raise InvalidError("a ttl is 60 s to 86400 s", rule="identity.ttl")
+        svid = self._issuer.issue(name, batch.now_ns, ttl_s * SECOND_NS)
+        context = {**who, "expires_ns": svid.expires_ns}
+        batch.record("identity.issued", principal=str(name), operation="issue", context=context)
+        batch.answer(channel, ident, svid.to_wire(), recorded=True)
+
+    # -- the listener's --------------------------------------------------------------------------------------------
+
+    def _state(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        """A word that changes when any caller's answer may."""
+        now = batch.now_ns
+        digest = hashlib.sha256(repr((self._issuer.bundle_pem(now), self._jwks(now), self.entries.version)).encode())
+        batch.answer(channel, ident, {"version": digest.hexdigest(), "trust_domain": self._trust_domain})
+
+    def _x509(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        facts, found = self._caller(header, "fetch_x509_svid", batch)
+        if not found:
+            batch.answer(channel, ident, {"need": ["sha256"]})
+            return
+        svids = []
+        for entry in found:
+            svid = self._issuer.issue(SpiffeId.parse(entry.spiffe_id), batch.now_ns, entry.ttl_s * SECOND_NS)
+            self._issued("fetch_x509_svid", entry, facts, svid.expires_ns, batch)
+            svids.append(_x509_wire(svid, entry.hint))
+        bundle = _b64(b"".join(self._issuer.roots(batch.now_ns)))
+        answer = {"svids": svids, "bundle": bundle, "digest": self._digest(found, batch.now_ns)}
+        batch.answer(channel, ident, answer, recorded=True)
+
+    def _look(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """Whether an answer of `x509` would differ from the one with this digest, time aside; issues nothing."""
+        _, found = self._caller(header, "fetch_x509_svid", batch)
+        batch.answer(channel, ident, {"digest": self._digest(found, batch.now_ns)} if found else {"need": ["sha256"]})
+
+    def _digest(self, found: list[Entry], now: int) -> str:
+        return hashlib.sha256(repr((found, self._issuer.roots(now))).encode()).hexdigest()
+
+    def _refused_before(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """The listener has refused a caller by itself."""
+        self._refuse("connect", _facts(header.get("facts")), fields.text(header, "reason", 256), batch)
+
+    def _jwt(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        asked = fields.text(header, "spiffe_id", 2_048, default="")
+        facts, found = self._caller(header, "fetch_jwt_svid", batch)
+        if not found:
+            batch.answer(channel, ident, {"need": ["sha256"]})
+            return
+        if asked:
+            found = [entry for entry in found if entry.spiffe_id == asked]
+        if not found:
+            self._refuse("fetch_jwt_svid", facts, "the ID asked for is not this caller's", batch)
+        svids = []
+        for entry in found:
+            name = SpiffeId.parse(entry.spiffe_id)
+            made = self._token(name, header.get("audience"), _shown(facts), entry.entry, batch)
+            svids.append({"spiffe_id": entry.spiffe_id, "svid": made["token"], "hint": entry.hint})
+        batch.answer(channel, ident, {"svids": svids}, recorded=True)
+
+    def _bundles(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        _, found = self._caller(header, "fetch_bundles", batch)
+        now = batch.now_ns
+        answer: dict[str, Any] = {"need": ["sha256"]}
+        if found:
+            bundle = _b64(b"".join(self._issuer.roots(now)))
+            answer = {"trust_domain": self._trust_domain, "x509": bundle, "jwks": self._jwks(now)}
+        batch.answer(channel, ident, answer)
+
+    def _caller(self, header: dict[str, Any], operation: str, batch: Batch) -> tuple[Facts, list[Entry]]:
+        """The caller's facts and entries; no entries: the executable's hash decides. Raises DeniedError: it has none.
+
+        The hash is asked for whenever an entry may need it, so that the answer never depends on who asked before.
+        """
+        facts = _facts(header.get("facts"))  # 1
+        found = self.entries.matching(facts)  # 2
+        if self.entries.wants_hash(facts):
+            return facts, []
+        if not found:
+            self._refuse(operation, facts, "no entry has only selectors that hold for this caller", batch)
+        return facts, found
+
+    def _refuse(self, operation: str, facts: Facts, reason: str, batch: Batch) -> None:
+        last, left_out = self._refused.pop(facts.uid, (-REFUSED_EVERY_NS, 0))
+        if batch.mono_ns - last >= REFUSED_EVERY_NS:
+            context = {**_shown(facts), "reason": reason, "not_written": left_out}
+            outcome = {"decision": "deny", "outcome": "denied"}
+            pod = facts.pod or ""
+            batch.record("identity.refused", pod=pod, operation=operation, context=context, **outcome)
+            last, left_out = batch.mono_ns, -1
+        self._refused[facts.uid] = (last, left_out + 1)
+        while len(self._refused) > _REFUSED_UIDS:
+            del self._refused[next(iter(self._refused))]
+        raise DeniedError(reason, rule="identity.entry", next_step="`nucleus identity entries add` registers one.")
+
+    def _token(self, name: SpiffeId, audience: Any, who: dict[str, Any], entry: str, batch: Batch) -> dict[str, Any]:
+        from nucleus.identity import jwt_svid  # weight
+
+        now = batch.now_ns
+        kid, key = self._issuer.jwt_keys(now).signer(now)
+        checked = jwt_svid.check_audience(audience)
+        token = jwt_svid.sign(name, checked, key, kid, now=now, ttl_ns=JWT_TTL_NS)
+        expires_ns = (now // SECOND_NS) * SECOND_NS + JWT_TTL_NS
+        context = {**who, "audience": list(checked), "kid": kid, "expires_ns": expires_ns}
+        if entry:
+            context["entry"] = entry
+        pod = str(who.get("pod") or "")
+        batch.record("identity.issued", pod=pod, principal=str(name), operation="fetch_jwt_svid", context=context)
+        return {"spiffe_id": str(name), "token": token, "expires_ns": expires_ns}
+
+    def _issued(self, operation: str, entry: Entry, facts: Facts, expires_ns: int, batch: Batch) -> None:
+        context = {**_shown(facts), "entry": entry.entry, "expires_ns": expires_ns}
+        more = {"decision": "allow", "outcome": "ok", "context": context}
+        batch.record("identity.issued", pod=facts.pod or "", principal=entry.spiffe_id, operation=operation, **more)
+
+    def _jwks(self, now: int) -> str:
+        from nucleus.identity import jwt_svid  # weight
+
+        return json.dumps(jwt_svid.jwks(self._issuer.jwt_keys(now).public(now)), separators=(",", ":"))
+
+
+def _facts(value: Any) -> Facts:
+    """Step 1."""
+    if not isinstance(value, dict) or value.keys() != _FACTS:
+        raise InvalidError("facts of a caller have exactly their fields", rule="frames.field")
+    numbers = [value["uid"], value["gid"], value["pid"]]
+    groups = value["groups"]
+    if not isinstance(groups, list) or len(groups) > _MAX_GROUPS:
+        raise InvalidError("groups is not a list", rule="frames.field")
+    if not all(type(one) is int and 0 <= one < 1 << 32 for one in [*numbers, *groups]):
+        raise InvalidError("a fact is not an id", rule="frames.field")
+    texts = {
+        name: None if value[name] is None else fields.text(value, name, 4_096) for name in ("path", "sha256", "pod")
+    }
+    return Facts(value["uid"], value["gid"], frozenset(groups), **texts, pid=value["pid"])
+
+
+def _shown(facts: Facts) -> dict[str, Any]:
+    """For the record."""
+    shown: dict[str, Any] = {"uid": facts.uid, "gid": facts.gid, "pid": facts.pid}
+    for name in ("path", "sha256", "pod"):
+        if getattr(facts, name):
+            shown[name] = getattr(facts, name)
+    return shown
+
+
+def _x509_wire(svid: X509Svid, hint: str) -> dict[str, Any]:
+    body = "".join(line for line in svid.key_pem.splitlines() if not line.startswith("-----"))
+    return {
+        "spiffe_id": str(svid.spiffe_id),
+        "chain": _b64(b"".join(pem_to_der(svid.cert_pem))),
+        "key": body,  # PEM is base64 of the DER, which is what leaves
+        "hint": hint,
+        "expires_ns": svid.expires_ns,
+        "renew_ns": svid.renew_at_ns(),
+    }
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+_PERSON = {
+    "show": Workloads._show,
+    "bundle": Workloads._bundle,
+    "entries": Workloads._list,
+    "entry_add": Workloads._add,
+    "entry_remove": Workloads._remove,
+    "issue": Workloads._issue,
+}
+_LISTENER = {
+    "state": Workloads._state,
+    "refused": Workloads._refused_before,
+    "look": Workloads._look,
+    "x509": Workloads._x509,
+    "jwt": Workloads._jwt,
+    "bundles": Workloads._bundles,
+}

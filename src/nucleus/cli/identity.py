@@ -1,0 +1,381 @@
+"""`nucleus identity`: the trust domain, who is registered for which SPIFFE ID, and the SPIFFE Workload API.
+
+Promises: a private key is written to a new file that is ours alone, and shown nowhere; what is refused says which
+clause of the standard refused it.
+Relies on: the authority, which keeps entries and keys, and records every change and issue.
+Does not: parse certificates or tokens itself (`identity.verify`, `identity.jwt_svid`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nucleus.cli.options import FLAG, MANY, ONE, invalid, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nucleus.cli.launcher import Launcher
+    from nucleus.identity.listener import AuthorityChannel
+
+USAGE = """\
+usage: nucleus identity show [--json]
+       nucleus identity entries add --id SPIFFE_ID --selector SELECTOR... [--ttl 1h] [--hint TEXT]
+       nucleus identity entries list [--json]
+       nucleus identity entries remove ENTRY
+       nucleus identity serve [--socket PATH] [--refresh SECONDS]
+       nucleus identity issue SPIFFE_ID --out DIR [--ttl 1h]
+       nucleus identity issue SPIFFE_ID --audience WHO...
+       nucleus identity verify FILE [--bundle FILE] [--role client|server]
+       nucleus identity verify FILE --audience WHO [--bundle FILE]
+       nucleus identity bundle [--format pem|jwks|spiffe]
+
+  show     the trust domain, its roots and keys
+  entries  which processes of this host get which SPIFFE ID: all selectors of an entry must hold
+             unix:uid:1000  unix:gid:1000  unix:supplementary_gid:27
+             unix:path:/usr/bin/x  unix:sha256:<of the executable>  nucleus:pod:NAME
+           --ttl    of its X.509-SVIDs: 1m to 24h (default: 1h)
+           --hint   tells a workload that has several which is which
+  serve    the standard SPIFFE Workload API (gRPC) on a unix socket, until interrupted; prints SPIFFE_ENDPOINT_SOCKET
+           --socket   default: /run/nucleus-workload/api.sock for root, else workload-api.sock in the runtime directory
+           --refresh  push a new SVID at the latest after so many seconds (default: at half of its life)
+  issue    an X.509-SVID with its key into DIR (svid.pem, key.pem, bundle.pem), or a JWT-SVID for --audience, printed
+  verify   a certificate (PEM, leaf first), or with --audience a JWT-SVID, against our bundle or --bundle; - for stdin
+  bundle   what verifies our SVIDs: roots as PEM, JWT keys as JWKS, or both as a SPIFFE bundle
+"""
+_TAKES = {
+    "show": {"json": FLAG},
+    "entries add": {"id": ONE, "selector": MANY, "ttl": ONE, "hint": ONE},
+    "entries list": {"json": FLAG},
+    "entries remove": {},
+    "serve": {"socket": ONE, "refresh": ONE},
+    "issue": {"out": ONE, "ttl": ONE, "audience": MANY},
+    "verify": {"bundle": ONE, "role": ONE, "audience": ONE},
+    "bundle": {"format": ONE},
+}
+_WORDS = {"entries remove": 1, "issue": 1, "verify": 1}
+_UNITS = {"s": 1, "m": 60, "h": 3_600}
+_FILE_BYTES = 262_144
+ROOT_SOCKET = "/run/nucleus-workload/api.sock"
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb. Raises NucleusError."""
+    if not argv or "--help" in argv:
+        sys.stdout.write(USAGE)
+        return 0 if argv else 2
+    verb, rest = argv[0], argv[1:]
+    if verb == "entries" and rest:
+        verb, rest = f"entries {rest[0]}", rest[1:]
+    if verb not in _TAKES:
+        raise invalid("the verbs of identity are show, entries add|list|remove, serve, issue, verify and bundle")
+    options, words = _split(rest, _TAKES[verb])
+    if len(words) != _WORDS.get(verb, 0):
+        raise invalid(f"identity {verb} takes {_WORDS.get(verb, 0) or 'no'} word beside its options")
+    name = verb.replace(" ", "_")
+    return int(globals()[f"_{name}"](options, words))
+
+
+def _split(argv: list[str], table: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Options before, between and behind the words, and the words."""
+    options, rest = parse(argv, table)
+    words: list[str] = []
+    while rest:
+        words.append(rest[0])
+        more, rest = parse(rest[1:], table)
+        for key, value in more.items():
+            if value and options[key] and table[key] == ONE:
+                raise invalid(f"--{key} is given twice")
+            options[key] = options[key] + value if table[key] == MANY else value or options[key]
+    return options, words
+
+
+class _Authority:
+    """The person's channel to the authority, for one command."""
+
+    def __enter__(self) -> AuthorityChannel:
+        from nucleus.cli.launcher import Launcher
+
+        self._launcher = Launcher.open()
+        self._channel = _attach(self._launcher, "identity")
+        return self._channel
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        self._launcher.close()
+
+
+def _attach(launcher: Launcher, role: str) -> AuthorityChannel:
+    from nucleus.identity.listener import AuthorityChannel
+
+    return AuthorityChannel(_channel(launcher, role))
+
+
+def _channel(launcher: Launcher, role: str) -> Any:
+    import socket
+
+    from nucleus.errors import SandboxError
+
+    fds = launcher.call("attach_identity", role=role).fds
+    if len(fds) != 1:
+        raise SandboxError("the builder sent no channel", rule="launcher.builder")
+    return socket.socket(fileno=fds[0])
+
+
+# -- the verbs -----------------------------------------------------------------------------------------------------
+
+
+def _show(options: dict[str, Any], _: list[str]) -> int:
+    with _Authority() as authority:
+        found = authority.call("show")
+    if options["json"]:
+        _json(found)
+        return 0
+    _say(f"trust domain: {found['trust_domain']}\nentries: {found['entries']}\n")
+    for root in found["roots"]:
+        state = "" if root["key"] else ", signs no more"
+        _say(f"root: {root['serial']} until {_time(root['expires_ns'])}{state}\n")
+    for kid in found["jwt_keys"]:
+        _say(f"jwt key: {kid}\n")
+    return 0
+
+
+def _entries_add(options: dict[str, Any], _: list[str]) -> int:
+    if not options["id"] or not options["selector"]:
+        raise invalid("entries add needs --id and at least one --selector")
+    fields: dict[str, Any] = {"spiffe_id": options["id"], "selectors": options["selector"], "hint": options["hint"]}
+    if options["ttl"]:
+        fields["ttl_s"] = _seconds(options["ttl"])
+    with _Authority() as authority:
+        made = authority.call("entry_add", **fields)["entry"]
+    _entry(made)
+    if not any(one.startswith(("unix:uid:", "nucleus:pod:")) for one in made["selectors"]):
+        sys.stderr.write("note: every user of this host can run that program; add unix:uid:N to name one user\n")
+    return 0
+
+
+def _entries_list(options: dict[str, Any], _: list[str]) -> int:
+    with _Authority() as authority:
+        found = authority.call("entries")["entries"]
+    if options["json"]:
+        _json({"entries": found})
+        return 0
+    for entry in found:
+        _entry(entry)
+    if not found:
+        _say("no entries: `nucleus identity entries add`\n")
+    return 0
+
+
+def _entries_remove(_: dict[str, Any], words: list[str]) -> int:
+    with _Authority() as authority:
+        authority.call("entry_remove", entry=words[0])
+    _say(f"removed {words[0]}\n")
+    return 0
+
+
+def _serve(options: dict[str, Any], _: list[str]) -> int:
+    from nucleus.cli.launcher import Launcher
+    from nucleus.identity.listener import serve
+
+    path = os.path.abspath(options["socket"]) if options["socket"] else _default_socket()
+    refresh = options["refresh"] or "0"
+    if not refresh.isascii() or not refresh.isdigit() or len(refresh) > 6:
+        raise invalid("--refresh is a number of seconds")
+
+    def ready() -> None:
+        _json({"SPIFFE_ENDPOINT_SOCKET": f"unix://{path}"})
+        sys.stdout.flush()
+
+    with Launcher.open() as launcher:
+        # As root anybody may ask, and gets what is theirs; a user's own authority answers that user.
+        mode = 0o666 if os.geteuid() == 0 else 0o600
+        channel = _channel(launcher, "workload_api")
+        with channel:
+            serve(path, mode, channel, lambda: _pods(launcher), refresh_s=int(refresh), ready=ready)
+    return 0
+
+
+def _pods(launcher: Launcher) -> list[dict[str, Any]]:
+    pods = launcher.call("status").body.get("pods")
+    return pods if isinstance(pods, list) else []
+
+
+def _default_socket() -> str:
+    from nucleus.pod.runtime import runtime_dir
+
+    if os.geteuid() == 0 and not os.environ.get("NUCLEUS_RUNTIME"):
+        return ROOT_SOCKET  # the runtime directory is closed to others
+    return os.path.join(runtime_dir(), "workload-api.sock")
+
+
+def _issue(options: dict[str, Any], words: list[str]) -> int:
+    if bool(options["out"]) == bool(options["audience"]):
+        raise invalid("identity issue needs --out DIR for an X.509-SVID, or --audience for a JWT-SVID")
+    fields: dict[str, Any] = {"spiffe_id": words[0]}
+    if options["audience"]:
+        if options["ttl"]:
+            raise invalid("a JWT-SVID lives for 5 minutes; --ttl is for X.509-SVIDs")
+        fields["audience"] = options["audience"]
+    elif options["ttl"]:
+        fields["ttl_s"] = _seconds(options["ttl"])
+    if options["out"]:
+        _check_directory(options["out"])
+    with _Authority() as authority:
+        made = authority.call("issue", **fields)
+    if options["audience"]:
+        _say(made["token"] + "\n")
+        return 0
+    for name, part in (("svid.pem", "cert_pem"), ("key.pem", "key_pem"), ("bundle.pem", "bundle_pem")):
+        _write(os.path.join(options["out"], name), made[part])
+    _say(f"{made['spiffe_id']} until {_time(made['expires_ns'])} in {options['out']}\n")
+    return 0
+
+
+def _verify(options: dict[str, Any], words: list[str]) -> int:
+    import time
+
+    text = _read(words[0])
+    if options["audience"]:
+        from nucleus.identity import jwt_svid
+
+        # The one trust domain that the bundle is of: its own, or that which the token names.
+        bundle = _read(options["bundle"]) if options["bundle"] else ""
+        with _maybe(not bundle) as found:
+            domain = found["trust_domain"] if found else _domain_of(text.strip())
+            keys = jwt_svid.read_jwks(bundle or found["jwks"])
+        token = jwt_svid.validate(text.strip(), options["audience"], {domain: keys}, time.time_ns())
+        _say(f"{token.spiffe_id} for {', '.join(token.audience)} until {_time(token.expires_ns)}\n")
+        return 0
+    from nucleus.identity.svid import pem_to_der
+    from nucleus.identity.verify import leaf_trust_domain, verify_svid
+
+    role = options["role"] or "client"
+    if role not in ("client", "server"):
+        raise invalid("--role is client or server")
+    chain = pem_to_der(text)
+    bundle = _read(options["bundle"]) if options["bundle"] else ""
+    with _maybe(not bundle) as found:
+        domain = found["trust_domain"] if found else leaf_trust_domain(chain)
+        roots = {domain: pem_to_der(bundle or found["pem"])}
+    name = verify_svid(chain, roots, time.time_ns(), role="client" if role == "client" else "server")
+    _say(f"{name}\n")
+    return 0
+
+
+def _domain_of(token: str) -> str:
+    """The trust domain that an unverified token claims; with a bundle given by hand it is the bundle's."""
+    import base64
+    import json
+
+    from nucleus.errors import InvalidError
+    from nucleus.identity.spiffe_id import SpiffeId
+
+    try:
+        body = token.split(".")[1]
+        return SpiffeId.parse(json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["sub"]).trust_domain
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError, InvalidError):
+        return ""  # `validate` says what is wrong with it
+
+
+class _maybe:
+    """The authority's bundles where they are wanted, else nothing."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+
+    def __enter__(self) -> dict[str, Any]:
+        if not self._wanted:
+            return {}
+        with _Authority() as authority:
+            return {**authority.call("show"), **authority.call("bundle")}
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def _bundle(options: dict[str, Any], _: list[str]) -> int:
+    kind = options["format"] or "pem"
+    if kind not in ("pem", "jwks", "spiffe"):
+        raise invalid("--format is pem, jwks or spiffe")
+    with _Authority() as authority:
+        found = authority.call("bundle")
+    if kind == "pem":
+        _say(found["pem"])
+        return 0
+    import json
+
+    content = json.loads(found["jwks"])
+    if kind == "spiffe":
+        from nucleus.identity.bundle import x509_keys
+
+        content = {"spiffe_refresh_hint": 300, "keys": [*x509_keys(found["pem"]), *content["keys"]]}
+    _json(content)
+    return 0
+
+
+# -- small things --------------------------------------------------------------------------------------------------
+
+
+def _seconds(text: str) -> int:
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS or not number.isascii() or not number.isdigit() or len(number) > 6:
+        raise invalid("--ttl is a number with s, m or h, such as 30m")
+    return int(number) * _UNITS[unit]
+
+
+def _entry(entry: dict[str, Any]) -> None:
+    hint = f"  hint {entry['hint']}" if entry["hint"] else ""
+    _say(f"{entry['entry']}  {entry['spiffe_id']}  ttl {entry['ttl_s']}s{hint}\n")
+    for selector in entry["selectors"]:
+        _say(f"  {selector}\n")
+
+
+def _check_directory(path: str) -> None:
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        there = [name for name in ("svid.pem", "key.pem", "bundle.pem") if os.path.lexists(os.path.join(path, name))]
+    except OSError as error:
+        raise invalid(f"--out {path}: {error.strerror}") from None
+    if there:
+        raise invalid(f"--out {path}: {there[0]} is there already")
+
+
+def _write(path: str, text: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _read(path: str) -> str:
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(_FILE_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(_FILE_BYTES + 1)
+    except OSError as error:
+        raise invalid(f"{path}: {error.strerror}") from None
+    if len(data) > _FILE_BYTES or not data.isascii():
+        raise invalid(f"{path} is not ASCII of at most {_FILE_BYTES} bytes")
+    return data.decode("ascii")
+
+
+def _time(ns: int) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ns // 1_000_000_000))
+
+
+def _say(text: str) -> None:
+    from nucleus.cli.main import printable
+
+    sys.stdout.write(printable(text))
+
+
+def _json(value: Any) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(value) + "\n")
