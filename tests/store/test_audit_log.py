@@ -205,7 +205,7 @@ def test_what_began_ends_on_a_full_disk_and_nothing_begins(tmp_path: Path) -> No
 
 
 def test_a_start_syncs_what_it_has_read(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that died may have written lines that only the page cache has; the ledger relies on them from now on."""
+    """A process that died may have written lines that only the page cache has, and the ledger relies on them."""
     log = AuditLog(str(state))
     fill(log, 3)
     log.close()

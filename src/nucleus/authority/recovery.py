@@ -71,7 +71,8 @@ def resolve(pod: PodAccount, ledger: Ledger, log: AuditLog, clock: Clock, *, sto
     holds = pod.account.holds if pod.account is not None else {}
     known = ledger.recorded  # of an attempt before, which the ledger could not commit
     ends = [
-        (name, hold, reconcile(hold, known.get(name), intent=hold.phase >= Phase.INTENT)) for name, hold in holds.items()
+        (name, hold, reconcile(hold, known.get(name), intent=hold.phase >= Phase.INTENT))
+        for name, hold in holds.items()
     ]
     _carry_out(pod, ends, ledger, log, clock, stop)
 
