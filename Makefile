@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit simulate kill prove clean
+.PHONY: docs help setup demo test test-egress test-real test-spiffe check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit simulate kill prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,11 @@ test-real: setup ## programs of others as the outside: httpbin, searx, GitHub's 
 	@.real/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/real/requirements.txt
 	@cp tests/real/package.json tests/real/package-lock.json .real/ && npm ci --prefix .real --no-audit --no-fund --silent
 	@NUCLEUS_REAL=$(CURDIR)/.real $(BIN)/pytest tests/real
+
+test-spiffe: setup ## the Workload API with a SPIFFE client of others, PyPI's spiffe, as it is (in .spiffe)
+	@test -x .spiffe/venv/bin/python || $(PYTHON) -m venv .spiffe/venv
+	@.spiffe/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/spiffe/requirements.txt
+	@NUCLEUS_SPIFFE=$(CURDIR)/.spiffe $(BIN)/pytest tests/spiffe
 
 check: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench demo proofs simulate docs
@@ -92,4 +97,4 @@ prove: setup ## the lattice's laws: by Z3 on the production functions, and exhau
 	@$(BIN)/python -m proofs
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .real .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .real .spiffe .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

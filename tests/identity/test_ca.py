@@ -327,11 +327,11 @@ def test_the_next_root_is_published_before_it_signs(ca: CertificateAuthority, tm
     assert verify_svid(pem_to_der(after.cert_pem), svid.roots(), later, role="client") == AGENT
 
 
-def test_any_two_live_svids_trust_each_other_over_three_days(tmp_path: Path) -> None:
+def test_any_two_live_svids_trust_each_other_over_two_weeks(tmp_path: Path) -> None:
     """Each holder has only the bundle that came with its SVID; an idle gap and a restart are in it too."""
     ca, now, live = reopen(tmp_path), NOW, list[X509Svid]()
-    for step in range(3 * 24 * 2):
-        now += HOUR_NS // 2 if step != 50 else 30 * HOUR_NS
+    for step in range(14 * 12):
+        now += 2 * HOUR_NS if step != 50 else 100 * HOUR_NS
         if step % 7 == 0:
             ca = reopen(tmp_path, now)
         live = [svid for svid in live if svid.expires_ns > now]
@@ -364,7 +364,7 @@ def test_expired_roots_go(ca: CertificateAuthority, tmp_path: Path) -> None:
 
 
 def test_a_leaf_never_outlives_its_root(ca: CertificateAuthority) -> None:
-    for hours in range(0, 40, 3):
+    for hours in range(0, 160, 12):
         svid = ca.issue(AGENT, ttl_ns=MAX_TTL_NS, now=NOW + hours * HOUR_NS)
         ends = [x509.load_der_x509_certificate(der).not_valid_after_utc for der in svid.roots()[TRUST_DOMAIN]]
         assert leaf_of(svid).not_valid_after_utc <= max(ends)

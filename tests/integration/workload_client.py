@@ -63,7 +63,7 @@ class _Stream:
             return message
 
     async def __aexit__(self, *error: Any) -> Any:
-        if not self._stream._recv_trailing_metadata_done:
+        if not self._stream._recv_trailing_metadata_done and self._stream._stream.closable:
             await self._stream.cancel()
         return await self._context.__aexit__(*error)
 

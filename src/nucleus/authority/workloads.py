@@ -7,8 +7,8 @@ Steps for a caller:
 1. strict facts; a fact that is not there lets no selector hold
 2. the entries of which every selector holds; none: refused, on record
 3. an SVID for each, each on record, durable before the answer leaves
-Promises: an entry changes only after its change is on record. A flood of refusals of one uid is one record every
-`REFUSED_EVERY_NS`, with the number of those that are not written.
+Promises: an entry changes only after its change is on record. A flood of refusals of one uid is one record of each
+reason every `REFUSED_EVERY_NS`, with the number of those that are not written.
 Does not: attest (`identity.attestation`), speak gRPC (`identity.workload_api`).
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SECOND_NS = 1_000_000_000
 JWT_TTL_NS = 300 * SECOND_NS
 REFUSED_EVERY_NS = 10 * SECOND_NS
-_REFUSED_UIDS = 1_024  # of which the last refusal is remembered
+_REFUSED = 1_024  # uids and reasons of which the last refusal is remembered
 _FACTS = frozenset({"uid", "gid", "groups", "path", "sha256", "pod", "pid"})
 _MAX_GROUPS = 65_536  # Linux's own bound, limits.h NGROUPS_MAX
 
@@ -52,7 +52,8 @@ class Workloads:
         self._issuer = issuer
         self._trust_domain = trust_domain
         self._opened: Entries | None = None
-        self._refused: dict[int, tuple[int, int]] = {}  # uid -> when the last was written, how many were not since
+        # (uid, reason) -> when the last was written, how many were not since
+        self._refused: dict[tuple[int, str], tuple[int, int]] = {}
 
     @property
     def entries(self) -> Entries:
@@ -213,15 +214,15 @@ class Workloads:
         return facts, found
 
     def _refuse(self, operation: str, facts: Facts, reason: str, batch: Batch) -> None:
-        last, left_out = self._refused.pop(facts.uid, (-REFUSED_EVERY_NS, 0))
+        last, left_out = self._refused.pop((facts.uid, reason), (-REFUSED_EVERY_NS, 0))
         if batch.mono_ns - last >= REFUSED_EVERY_NS:
             context = {**_shown(facts), "reason": reason, "not_written": left_out}
             outcome = {"decision": "deny", "outcome": "denied"}
             pod = facts.pod or ""
             batch.record("identity.refused", pod=pod, operation=operation, context=context, **outcome)
             last, left_out = batch.mono_ns, -1
-        self._refused[facts.uid] = (last, left_out + 1)
-        while len(self._refused) > _REFUSED_UIDS:
+        self._refused[facts.uid, reason] = (last, left_out + 1)
+        while len(self._refused) > _REFUSED:
             del self._refused[next(iter(self._refused))]
         raise DeniedError(reason, rule="identity.entry", next_step="`nucleus identity entries add` registers one.")
 
