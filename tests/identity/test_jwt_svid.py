@@ -96,7 +96,13 @@ def test_jwt_svid_2_1_a_public_key_is_no_hmac_secret() -> None:
 @pytest.mark.parametrize("kid", ["other", "", None, 7, ["x"]])
 def test_jwt_svid_2_2_key_id(kid: Any) -> None:
     assert refused(token({**HEADER, "kid": kid})) == "jwt.key"
-    assert refused(token(without(HEADER, "kid"))) == "jwt.key"
+
+
+def test_jwt_svid_2_2_a_key_id_is_optional() -> None:
+    nameless, other = without(HEADER, "kid"), ec.generate_private_key(ec.SECP256R1())
+    several = {TRUST_DOMAIN: {"x": other.public_key(), **ROOTS[TRUST_DOMAIN]}}
+    assert jwt_svid.validate(token(nameless), "a", several, NOW).spiffe_id == AGENT
+    assert refused(token(nameless, key=other)) == "jwt.signature"
 
 
 def test_jwt_svid_2_2_a_key_of_the_header_is_never_used() -> None:

@@ -30,9 +30,9 @@ from integration.workload_client import Client, connected
 from nucleus.identity import jwt_svid
 from nucleus.identity import workload_proto as proto
 from nucleus.identity.listener import API_UID, CONNECTIONS_OF_A_UID, LISTENER_UID
-from nucleus.identity.workload_api import HEADER
 from nucleus.identity.svid import pem_to_der
 from nucleus.identity.verify import verify_svid
+from nucleus.identity.workload_api import HEADER
 from nucleus.kernel import syscalls
 
 NAME = "spiffe://nucleus.local/"

@@ -11,7 +11,7 @@ Steps of `validate`:
 1. size, before anything is decoded; ASCII; three parts, unpadded canonical base64url [JWT-SVID 5.1, RFC 7515]
 2. header: one JSON object without repeated members; `alg` is ES256 [2.1]; `typ`, if any, JWT or JOSE [2.3]; no `crit`
 3. claims: one JSON object; `sub` a SPIFFE ID with a path [3.1]; `aud` [3.2]; `exp`, `nbf`, `iat` numbers [3.3]
-4. key: of `sub`'s own trust domain, by `kid` [2.2, 6.2]
+4. key: of `sub`'s own trust domain, by `kid`; without a kid any of them [2.2, 6.2]
 5. signature over the exact bytes that came
 6. time: `exp` is not behind by more than `SKEW_NS`, `nbf` and `iat` not ahead by more; life at most `MAX_LIFE_NS`
 7. the expected audience is one of `aud` [3.2, 4]
@@ -40,6 +40,7 @@ SKEW_NS = 60 * SECOND_NS
 MAX_LIFE_NS = 24 * 3_600 * SECOND_NS  # of a token that we accept, whoever made it
 MAX_TOKEN_BYTES = 8_192
 MAX_AUDIENCES = 16
+MAX_KEYS_TRIED = 16  # of a bundle, for a token that names none
 MAX_AUDIENCE_BYTES = 1_024
 _COORDINATE = 32  # bytes of P-256
 
@@ -133,7 +134,7 @@ def validate(token: str, audience: str, roots: JwtRoots, now: int) -> JwtSvid:
     times = {name: _date(claims, name) for name in ("exp", "nbf", "iat")}
     if times["exp"] is None:
         raise _refuse("expiry", "the token has no exp (3.3)")
-    _check_signature(spiffe_id, header.get("kid"), roots, signature, signed)  # 4, 5
+    _check_signature(spiffe_id, header, roots, signature, signed)  # 4, 5
     _check_times(times["exp"], times["nbf"], times["iat"], now)  # 6
     if not audience or audience not in found:  # 7
         raise _refuse("audience", "the token is not for this audience (3.2)")
@@ -252,20 +253,27 @@ def _date(claims: dict[str, Any], name: str) -> int | None:
     return int(value * SECOND_NS)
 
 
-def _check_signature(spiffe_id: SpiffeId, kid: object, roots: JwtRoots, signature: bytes, signed: bytes) -> None:
+def _check_signature(
+    spiffe_id: SpiffeId, header: dict[str, Any], roots: JwtRoots, signature: bytes, signed: bytes
+) -> None:
     keys = roots.get(spiffe_id.trust_domain)
     if not keys:
         raise _refuse("trust_domain", "no bundle for the trust domain of the token's sub (4)")
-    key = keys.get(kid) if isinstance(kid, str) else None
-    if key is None:
+    kid = header.get("kid")
+    # A kid is optional: without one, any key of the bundle may have signed.
+    tried = [keys[kid]] if isinstance(kid, str) and kid in keys else list(keys.values()) if "kid" not in header else []
+    if not tried:
         raise _refuse("key", "the token's kid names no key of its trust domain's bundle (2.2)")
     if len(signature) != 2 * _COORDINATE:
         raise _refuse("signature", "the token's signature is not of ES256's length (RFC 7518 3.4)")
     r, s = (int.from_bytes(part) for part in (signature[:_COORDINATE], signature[_COORDINATE:]))
-    try:
-        key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as error:
-        raise _refuse("signature", "the token's signature does not verify (4)") from error
+    for key in tried[:MAX_KEYS_TRIED]:
+        try:
+            key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            continue
+        return
+    raise _refuse("signature", "the token's signature does not verify (4)")
 
 
 def _check_times(expires: int, not_before: int | None, issued: int | None, now: int) -> None:

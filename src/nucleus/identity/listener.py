@@ -39,8 +39,8 @@ from nucleus.pod.packets import Packet, checked, close_all, error_body, recv_pac
 LISTENER_UID, API_UID = 0x70000002, 0x70000003  # as root; beside the authority's (docs/adr/0014-workload-api.md)
 CONNECTIONS = 1_024  # at a time
 CONNECTIONS_OF_A_UID = 32
-BURST, EVERY_S = 128, 0.05  # requests of one uid: at once, and one each after that
-POLL_S = 2.0  # how often the authority is asked whether anything has changed
+BURST, EVERY_NS = 128, 50_000_000  # requests of one uid: at once, and one each after that
+POLL_NS = 2_000_000_000  # how often the authority is asked whether anything has changed
 ANSWER_S = 20.0
 _UIDS = 1_024  # of which the rate is remembered
 _BACKLOG = 128
@@ -102,16 +102,16 @@ def _answer(frame: Frame) -> dict[str, Any]:
 
 
 class Rate:
-    """How much each uid has asked for: `BURST` at once, then one each `EVERY_S`."""
+    """How much each uid has asked for: `BURST` at once, then one each `EVERY_NS`."""
 
     def __init__(self) -> None:
-        self._full_at: dict[int, float] = {}  # uid -> when all of its burst is there again
+        self._full_at: dict[int, int] = {}  # uid -> when all of its burst is there again
 
-    def take(self, uid: int, now: float) -> bool:
-        """Whether one more request of this uid is within its rate. `now`: monotonic seconds."""
+    def take(self, uid: int, now: int) -> bool:
+        """Whether one more request of this uid is within its rate. `now`: monotonic, nanoseconds."""
         full_at = max(self._full_at.pop(uid, now), now)
-        allowed = full_at + EVERY_S - now <= BURST * EVERY_S
-        self._full_at[uid] = full_at + EVERY_S if allowed else full_at
+        allowed = full_at + EVERY_NS - now <= BURST * EVERY_NS
+        self._full_at[uid] = full_at + EVERY_NS if allowed else full_at
         while len(self._full_at) > _UIDS:
             del self._full_at[next(iter(self._full_at))]
         return allowed
@@ -125,7 +125,7 @@ class Listener:
         authority: the channel of role ``workload_api``.
         api: our end of the API process's channel (packets).
         pod_of: which pod a pid namespace is.
-        monotonic: seconds.
+        monotonic: nanoseconds.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Listener:
         authority: AuthorityChannel,
         api: socket.socket,
         pod_of: PodOf,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._door = door
         self._authority = authority
@@ -146,7 +146,7 @@ class Listener:
         self._number = 0
         self._rate = Rate()
         self._version = ""
-        self._polled = 0.0
+        self._polled = 0
 
     def run(self, stop: int) -> None:
         """Serve until `stop` is readable.
@@ -159,7 +159,7 @@ class Listener:
             poll.register(fd, select.POLLIN)
         try:
             while True:
-                ready = {fd for fd, _ in poll.poll(int(POLL_S * 1_000))}
+                ready = {fd for fd, _ in poll.poll(POLL_NS // 1_000_000)}
                 if stop in ready:
                     return
                 if self._authority.fileno() in ready:
@@ -168,7 +168,7 @@ class Listener:
                     self._serve()
                 if self._door.fileno() in ready:
                     self._accept()
-                if self._monotonic() >= self._polled + POLL_S:
+                if self._monotonic() >= self._polled + POLL_NS:
                     self.look()
         finally:
             for number in tuple(self._callers):
