@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -355,6 +356,45 @@ def test_bytes_that_are_no_http_2_end_that_connection_alone(served: Served, data
             while raw.recv(65_536):  # until its end: a timeout would fail here
                 pass
     assert run(first(served.socket)).svids
+
+
+def test_mutated_calls_end_their_own_connection_and_the_server_lives(served: Served) -> None:
+    """A standard client's bytes, with some of them changed, cut or repeated: nobody else notices."""
+    from h2.config import H2Configuration
+    from h2.connection import H2Connection
+
+    client = H2Connection(H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    names = {":method": "POST", ":scheme": "http", ":path": "/SpiffeWorkloadAPI/FetchJWTSVID", ":authority": "x",
+             "te": "trailers", "content-type": "application/grpc", HEADER: "true"}  # fmt: skip
+    client.send_headers(1, list(names.items()))
+    message = proto.JWTSVIDRequest(audience=["a"]).SerializeToString()
+    client.send_data(1, b"\0" + len(message).to_bytes(4) + message, end_stream=True)
+    good = client.data_to_send()
+    chance = random.Random(4711)
+    answers = 0
+    for round_ in range(400):
+        data = bytearray(good)
+        for _ in range(chance.randrange(0 if round_ == 0 else 1, 4)):
+            at = chance.randrange(len(data))
+            match chance.randrange(3):
+                case 0:
+                    data[at] = chance.randrange(256)
+                case 1:
+                    del data[at : at + chance.randrange(1, 9)]
+                case _:
+                    data[at:at] = data[at : at + chance.randrange(1, 40)]
+        with socket.socket(socket.AF_UNIX) as raw, suppress(BrokenPipeError, ConnectionResetError):
+            raw.settimeout(15)
+            raw.connect(served.socket)
+            raw.sendall(data)
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(65_536):
+                answers += 1
+    assert answers
+    time.sleep(1)
+    assert run(first(served.socket)).svids
+    assert served.server.poll() is None
 
 
 def test_unknown_calls_and_messages_that_are_none(served: Served) -> None:
