@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real test-spiffe check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit simulate kill prove clean
+.PHONY: docs help setup demo test test-egress test-real test-spiffe check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit fuzz simulate kill prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,13 +54,13 @@ test-spiffe: setup ## the Workload API with a SPIFFE client of others, PyPI's sp
 	@NUCLEUS_SPIFFE=$(CURDIR)/.spiffe $(BIN)/pytest tests/spiffe
 
 check: setup ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench demo proofs simulate docs
-	@$(BIN)/ruff format --check src tests bench demo proofs simulate docs
+	@$(BIN)/ruff check src tests bench demo proofs simulate fuzz docs
+	@$(BIN)/ruff format --check src tests bench demo proofs simulate fuzz docs
 	@$(BIN)/mypy
 
 format: setup ## ruff format, and the fixes that are safe
-	@$(BIN)/ruff format src tests bench demo proofs simulate docs
-	@$(BIN)/ruff check --fix src tests bench demo proofs simulate docs
+	@$(BIN)/ruff format src tests bench demo proofs simulate fuzz docs
+	@$(BIN)/ruff check --fix src tests bench demo proofs simulate fuzz docs
 
 bench: setup ## the figures of the closing notes, against their floors and peers, in one run
 	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
@@ -83,6 +83,10 @@ docs: setup ## what the documentation takes from the code: README's limits, the 
 
 bench-search: setup ## glob and grep against ripgrep and a plain scandir walk, on a synthetic tree of 63 MB
 	@$(BIN)/python -m bench.search
+
+fuzz: setup ## coverage-guided tests of all that reads hostile bytes (FUZZ_SECONDS=60, or FUZZ_RUNS; TARGET=, REPLAY=)
+	@UV_PROJECT_ENVIRONMENT=.venv-fuzz $(BIN)/uv sync -q --locked --no-dev --group fuzz
+	@.venv-fuzz/bin/python -m fuzz --seconds $(or $(FUZZ_SECONDS),60) --runs $(or $(FUZZ_RUNS),0) $(if $(TARGET),--target $(TARGET)) $(if $(REPLAY),--replay $(REPLAY))
 
 simulate: setup ## the authority on a disk and a clock that fail: 1e6 seeded steps (SEED=1 STEPS=1000000)
 	@$(BIN)/python -m simulate --seed $(or $(SEED),1) --steps $(or $(STEPS),1000000)

@@ -247,7 +247,16 @@ def _script(args: Words) -> tuple[str, bool]:
 
 
 def _scan_shell(command: Command, text: str, cwd: str) -> None:
-    """Every word of `text` could begin a command: add what each would need, for denial only."""
+    """Every word of `text` could begin a command: add what each would need, for denial only.
+
+    None of them is what the command is listed by: ``nice "./x > git"`` runs a program of that odd name.
+    """
+    plain = command.plain
+    _scan_words(command, text, cwd)
+    command.plain = plain
+
+
+def _scan_words(command: Command, text: str, cwd: str) -> None:
     words = tuple(text.translate(_SEPARATORS).split())
     if len(words) > _SCANNED_WORDS:
         command.flags.append("a long shell string")

@@ -203,7 +203,7 @@ def _absolute(text: str, start: int, before: str, run: str) -> bool:
     if before in "*#":
         return run.lstrip("/").partition("/")[0].rstrip(".,;:*") in ROOTS
     if before == "+":  # a diff's line, but not c++/x or +/-
-        return start == 1 or (text[start - 2] != "+" and not text[start - 2].isalnum() and run[1] != "-")
+        return start == 1 or (text[start - 2] != "+" and not text[start - 2].isalnum() and run[1:2] != "-")
     return True
 
 
@@ -249,6 +249,8 @@ def _mapped(path: str, roots: tuple[str, ...]) -> str:
     if not path.strip("/*"):
         return path  # the root itself, a comment's slashes, a glob's end
     if path[0] == "~":
+        if "/" not in path:
+            return path  # nobody's home: a joint took what followed
         return "[path]" if "/.." in path else "[home]" + path[path.index("/") :]
     if "//" in path or "/./" in path:
         path = _plain(path)
