@@ -6,6 +6,19 @@ Relies on nothing (hands runs it inside the pod). Does not: match; each place ha
 from __future__ import annotations
 
 
+def folded(text: str) -> str:
+    """One spelling of names that a person takes for the same: case and compatible forms of Unicode (NFKC) go.
+
+    A file system that ignores case or normal form opens one for the other; on one that does not, a block list that
+    names ``café`` is meant for both its spellings.
+    """
+    if text.isascii():
+        return text.lower()
+    from unicodedata import normalize  # weight: a megabyte, for names that need it
+
+    return normalize("NFKC", normalize("NFKC", text).casefold())
+
+
 def anchored(glob: str) -> str:
     """One spelling of globs that cover the same: ``/pattern`` starts at the root, anything else is a name at any depth.
 

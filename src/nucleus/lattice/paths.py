@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from nucleus.globs import anchored
+from nucleus.globs import anchored, folded
 
 # Tokens of the automaton.
 _SET, _STAR, _DIRS, _DIRS_INSIDE, _GLOBSTAR = range(5)
@@ -26,7 +26,7 @@ def glob_match(pattern: str, path: str, *, ignore_case: bool = False) -> bool:
         path: a normalized relative path.
     """
     if ignore_case:
-        pattern, path = pattern.casefold(), path.casefold()
+        pattern, path = folded(pattern), folded(path)
     return _compile(pattern).matches(path)
 
 
@@ -182,7 +182,7 @@ class PathSet:
             self._tails.setdefault(text[-self._key :], []).append((text, glob))
 
     def _add(self, glob: str) -> None:
-        text = anchored(glob.casefold() if self._fold else glob)
+        text = anchored(folded(glob) if self._fold else glob)
         if text[0] == "/":
             last = text.rpartition("/")[2]
             same = self._anchored if _SPECIAL & set(last) else self._ending.setdefault(last, [])
@@ -201,7 +201,7 @@ class PathSet:
         if path == ".":
             return self._root
         if self._fold:
-            path = path.casefold()
+            path = folded(path)
         names = path.split("/")
         if self._quick and self._whole.isdisjoint(names) and not self._suspect(names):
             return None
@@ -226,7 +226,7 @@ class PathSet:
         """Does a glob cover `path`? Less work than to say which."""
         if path == ".":
             return self._root is not None
-        names = (path.casefold() if self._fold else path).split("/")
+        names = (folded(path) if self._fold else path).split("/")
         return not self._literal.keys().isdisjoint(names) or self.find(path) is not None
 
     def _name(self, name: str) -> str | None:

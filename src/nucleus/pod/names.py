@@ -32,7 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nucleus.errors import SandboxError
-from nucleus.globs import anchored
+from nucleus.globs import anchored, folded
 from nucleus.kernel import syscalls
 from nucleus.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from nucleus.pod import gitconfig
@@ -59,7 +59,7 @@ def matcher(globs: list[str]) -> Match:
     names: list[str] = []
     rooted: list[tuple[str, str]] = []  # (its last part when that is literal, the glob)
     for glob in globs:
-        text = anchored(glob.casefold())
+        text = anchored(folded(glob))
         if text[0] != "/":
             names.append(glob)
         else:
@@ -69,7 +69,7 @@ def matcher(globs: list[str]) -> Match:
     seen: dict[str, bool] = {}
 
     def match(path: str) -> bool:
-        path = path.casefold()
+        path = folded(path)
         name = path.rpartition("/")[2]
         found = seen.get(name)
         if found is None:

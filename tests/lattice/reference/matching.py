@@ -15,10 +15,14 @@ from .facts import EVERYTHING, Argument, Rule
 
 
 @lru_cache(maxsize=1 << 18)
+def one_spelling(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
 def covers(glob: str, path: str, fold: bool) -> bool:
     """Does a glob of a policy cover a path: match it, or a directory above it?"""
     if fold:
-        glob, path = glob.casefold(), path.casefold()
+        glob, path = one_spelling(glob), one_spelling(path)
     glob = re.sub(r"\*{3,}", "**", glob).rstrip("/")
     at_root = "/" in glob
     while glob.endswith("/**"):  # all below a directory, and the directory
