@@ -80,8 +80,11 @@ class Site:
     def start(self, argv: list[str], **keywords: Any) -> subprocess.Popen[str]:
         """A process of the site's user, in the workspace, without a controlling terminal."""
         return subprocess.Popen(
-            argv, cwd="/", env=self.environment(), preexec_fn=self.become, start_new_session=True, text=True,
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **keywords},
+            argv, cwd="/", env=self.environment(), preexec_fn=self.become, start_new_session=True,
+            **{
+                "text": True, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+                **keywords,
+            },
         )  # fmt: skip
 
     def cli(

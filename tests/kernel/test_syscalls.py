@@ -155,6 +155,7 @@ def test_an_error_carries_errno_and_the_calls_name() -> None:
 
 def test_no_new_privs_and_dumpable() -> None:
     def work() -> list[Any]:
+        syscalls.set_dumpable(True)  # whatever a test before this one has left
         before = [syscalls.get_no_new_privs(), syscalls.get_dumpable()]
         syscalls.set_no_new_privs()
         syscalls.set_dumpable(False)

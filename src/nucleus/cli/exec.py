@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
         try:
             pod = launcher.create_pod(spec, (workspace,))
             try:
-                return _report(_ask_gate(launcher, pod, operation, prompt), options["json"])
+                live = None if options["json"] else Live()
+                return _report(_ask_gate(launcher, pod, operation, prompt, live), options["json"], live)
             finally:
                 pod.close()
         finally:
@@ -150,11 +151,43 @@ def _prompt(launcher: Launcher, options: dict[str, Any]) -> Prompt | None:
     return None if terminal < 0 else Prompt(launcher.attach_approver(), terminal)
 
 
-def _ask_gate(launcher: Launcher, pod: Pod, operation: dict[str, Any], prompt: Prompt | None) -> dict[str, Any]:
+class Live:
+    """What the command has written so far, written on: exact bytes for a pipe or file; a terminal obeys none of it."""
+
+    def __init__(self) -> None:
+        self._written = {"stdout": 0, "stderr": 0}
+        self._plain: dict[int, Any] = {}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Some more of a stream."""
+        if name in self._written:
+            self._written[name] += len(data)
+            self._put(1 if name == "stdout" else 2, data)
+
+    def rest(self, name: str, whole: bytes) -> None:
+        """What of the whole has not been written yet; a stream ends with it."""
+        descriptor = 1 if name == "stdout" else 2
+        self._put(descriptor, whole[self._written[name] :])
+        if descriptor in self._plain:
+            write_all(descriptor, self._plain[descriptor](b""))
+
+    def _put(self, descriptor: int, data: bytes) -> None:
+        if not data:
+            return
+        if descriptor not in self._plain and os.isatty(descriptor):
+            from nucleus.cli.terminal import Plain
+
+            self._plain[descriptor] = Plain()
+        write_all(descriptor, self._plain[descriptor](data) if descriptor in self._plain else data)
+
+
+def _ask_gate(
+    launcher: Launcher, pod: Pod, operation: dict[str, Any], prompt: Prompt | None, live: Live | None
+) -> dict[str, Any]:
     """Send the operation, serve the prompt while it runs, return the reply object."""
     if prompt is not None:
         prompt.pod = pod.name
-    pod.gate.sendall(wire.encode({"id": 1, "operation": operation}))
+    pod.gate.sendall(wire.encode({"id": 1, "operation": operation, "stream": live is not None}))
     reader = wire.Reader()
     while True:
         poll = select.poll()
@@ -162,7 +195,7 @@ def _ask_gate(launcher: Launcher, pod: Pod, operation: dict[str, Any], prompt: P
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll()}
         if pod.gate.fileno() in ready:
-            reply = _reply(pod, reader)
+            reply = _reply(pod, reader, live)
             if reply is not None:
                 return reply
         elif launcher.fileno() in ready:
@@ -173,13 +206,14 @@ def _ask_gate(launcher: Launcher, pod: Pod, operation: dict[str, Any], prompt: P
             prompt.serve(ready)
 
 
-def _reply(pod: Pod, reader: wire.Reader) -> dict[str, Any] | None:
+def _reply(pod: Pod, reader: wire.Reader, live: Live | None) -> dict[str, Any] | None:
     from nucleus.pod.packets import checked
 
     try:
         data = pod.gate.recv(262_144)
         reader.feed(data)
-        frame = reader.take()
+        while (frame := reader.take()) is not None and live is not None and "stream" in frame[0]:
+            live.write(str(frame[0]["stream"]), frame[1])
     except (OSError, ValueError) as error:
         raise _lost(f": {error}") from error
     if frame is None:
@@ -203,17 +237,17 @@ def _lost(more: str) -> Exception:
     )
 
 
-def _report(reply: dict[str, Any], as_json: bool) -> int:
-    """Write the reply; return the exit code."""
+def _report(reply: dict[str, Any], as_json: bool, live: Live | None) -> int:
+    """Write the reply, but for what was written as it came; return the exit code."""
     if as_json:
         import json
 
         sys.stdout.write(json.dumps(reply, sort_keys=True) + "\n")
         sys.stdout.flush()
     result = reply.get("result") or {}  # of a refusal: what there was when the budget ended it
-    if not as_json:
-        for descriptor, name in ((1, "stdout"), (2, "stderr")):
-            write_all(descriptor, _for(descriptor, _bytes(result, name)))
+    if live is not None:
+        for name in ("stdout", "stderr"):
+            live.rest(name, _bytes(result, name))
         for name in ("stdout", "stderr"):
             if result.get(f"{name}_truncated"):
                 sys.stderr.write(f"nucleus: {name} was truncated\n")
@@ -225,16 +259,6 @@ def _report(reply: dict[str, Any], as_json: bool) -> int:
     if isinstance(number, int) and number:
         return 128 + number
     return code if isinstance(code, int) else 1
-
-
-def _for(descriptor: int, data: bytes) -> bytes:
-    """Exact bytes for a pipe or file; on the person's terminal control sequences are shown, not obeyed."""
-    if not data or not os.isatty(descriptor):
-        return data
-    from nucleus.cli.terminal import Plain
-
-    plain = Plain()
-    return plain(data) + plain(b"")
 
 
 def _refused(reply: dict[str, Any], as_json: bool) -> int:

@@ -54,9 +54,15 @@ class Launcher:
         """
         self._number += 1
         try:
-            packets.send_packet(self._channel, {"id": self._number, "op": op, **fields}, fds)
+            try:
+                packets.send_packet(self._channel, {"id": self._number, "op": op, **fields}, fds)
+            except BrokenPipeError:
+                pass  # refused before it was asked: the reason waits to be read
             while True:
-                packet = packets.recv_packet(self._channel)
+                try:
+                    packet = packets.recv_packet(self._channel)
+                except ConnectionResetError:  # said before what is still to be read
+                    packet = packets.recv_packet(self._channel)
                 if packet is None:
                     raise _gone()
                 if packet.body.get("id") == self._number or (packet.body.get("id") is None and "error" in packet.body):

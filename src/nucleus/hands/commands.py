@@ -10,6 +10,7 @@ Promises, for each command:
  4. at the deadline, or on cancel, the process group is killed with SIGKILL.
  5. when the leader ends its group is killed, and as pid 1 every orphan that was left to us, again and again until none
     is there; then what the pipes still hold is read and they are closed: a background process cannot hold the answer.
+Where `stream` is asked for, what is kept is also handed on as it comes, at most every `STREAM_NS`.
 Exit code and signal are told apart. Relies on: being single-threaded; `/proc` for step 5; `main` for reaping.
 Does not: limit memory or processes (the pod's cgroup does), or decide what may run (the gate did).
 """
@@ -30,6 +31,7 @@ from nucleus.hands.loop import Loop
 from nucleus.hands.protocol import HandsError
 from nucleus.kernel import seccomp
 
+STREAM_NS = 50_000_000
 _CHUNK = 1 << 16
 _TURN = 1 << 18  # bytes read from one pipe before others get their turn
 _TAIL = 1 << 20  # bytes of output that are read after the leader's end
@@ -37,8 +39,8 @@ _U32 = struct.Struct(">I")
 _SWEEPS = 200  # rounds of killing orphans before everything of the pod is killed,
 _SWEEP_SECONDS = 0.5  # or this long: a fork bomb leaves us one part in hundreds of the processor
 _STAGE_DIRECTORY, _STAGE_FILTER, _STAGE_EXEC = range(3)
-# What Python ignores, a program expects as default.
-_RESET = tuple(getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGCHLD", "SIGINT") if hasattr(signal, name))
+# What Python ignores, and what whoever started us did (nohup), a program expects as default.
+_RESET = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Output:
     fd: int
     kept: bytearray = field(default_factory=bytearray)
     seen: int = 0
+    told: int = 0  # bytes of `kept` that were handed on
 
     def add(self, data: bytes) -> None:
         """Count `data` and keep what still fits."""
@@ -86,6 +89,7 @@ class Spec:
     Args:
         cwd: a directory descriptor, the caller's to close once the command has started.
         timeout_ns: from now. output_bytes: kept of each stream. command_filter: a seccomp program, or None.
+        stream: told what stdout (0) and stderr (1) have, at most 64 KiB at a time.
     """
 
     argv: Sequence[str]
@@ -95,6 +99,7 @@ class Spec:
     timeout_ns: int
     output_bytes: int
     command_filter: bytes | None
+    stream: Callable[[int, bytes], None] | None = None
 
 
 def resolve_program(name: str, env: Mapping[str, str]) -> str:
@@ -126,10 +131,27 @@ class Command:
         self._stdin = memoryview(spec.stdin)
         self.pid, self._input, outputs, self._status = _start(program, spec)
         self._outputs = [Output(spec.output_bytes, fd) for fd in outputs]
+        self._stream = spec.stream
+        self._told = 0  # when, monotonic
         for output in self._outputs:
             loop.watch(output.fd, lambda output=output: self._drain(output, _TURN))  # type: ignore[misc]
         loop.watch(self._status, self._read_status)
         self._feed()
+
+    def due(self) -> int | None:
+        """When `tell` has something to say, monotonic nanoseconds; None: nothing."""
+        if self._stream is None or all(output.told == len(output.kept) for output in self._outputs):
+            return None
+        return self._told + STREAM_NS
+
+    def tell(self, now: int) -> None:
+        """Hand on what is new, a chunk of each stream."""
+        self._told = now
+        assert self._stream is not None
+        for index, output in enumerate(self._outputs):
+            if piece := bytes(output.kept[output.told : output.told + _CHUNK]):
+                output.told += len(piece)
+                self._stream(index, piece)
 
     def kill(self, *, timed_out: bool = False) -> None:
         """Step 4. The answer follows when the leader has been reaped."""

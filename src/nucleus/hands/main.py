@@ -25,12 +25,13 @@ from nucleus.frames import Decoder, Frame, encode
 from nucleus.hands import files, git
 from nucleus.hands.commands import Command, Result, Spec, kill_group, kill_orphans
 from nucleus.hands.loop import Loop
-from nucleus.hands.protocol import HandsError, from_oserror, integer, path, texts, wrong
+from nucleus.hands.protocol import HandsError, flag, from_oserror, integer, path, texts, wrong
 from nucleus.hands.root import Root
 from nucleus.hands.worker import SearchWorker
 from nucleus.limits import LIMITS
 
 COMMANDS = 64  # at once
+STREAM_PENDING = 1 << 20  # answers that the gate has not read: no output is streamed meanwhile
 PENDING_BYTES = 16 << 20  # answers that the gate has not read: no more requests are taken meanwhile
 _FILE_OPERATIONS: dict[str, Callable[[Root, dict[str, Any], bytes], files.Answer]] = {
     "read": files.read,
@@ -107,6 +108,9 @@ class Hands:
                 if command.deadline <= now:
                     command.deadline = now + 1_000_000_000  # SIGKILL again in a second, should it be needed
                     command.kill(timed_out=True)
+                due = command.due()
+                if due is not None and due <= now and self._pending < STREAM_PENDING:
+                    command.tell(now)
             self._worker.expire(now)
         return self._status
 
@@ -141,6 +145,8 @@ class Hands:
         deadlines = [command.deadline for command in self._commands.values()]
         if (search := self._worker.next_deadline()) is not None:
             deadlines.append(search)
+        if self._pending < STREAM_PENDING:
+            deadlines += [due for command in self._commands.values() if (due := command.due()) is not None]
         if not deadlines:
             return None
         return max((min(deadlines) - time.monotonic_ns()) / 1e9, 0.0)
@@ -277,7 +283,11 @@ class Hands:
             raise HandsError("too_large", f"stdin over {LIMITS.stdin_bytes} bytes")
         timeout_ms = integer(header, "timeout_ms", 1, LIMITS.run_timeout_max_ms, LIMITS.run_timeout_ms)
         output_bytes = integer(header, "output_bytes", 0, LIMITS.output_bytes, LIMITS.output_bytes)
+        streamed = flag(header, "stream")
         directory = self._root.open_directory(path(header, "cwd", "."))
+
+        def stream(index: int, data: bytes) -> None:
+            self._send(encode({"id": ident, "out": ("stdout", "stderr")[index]}, data))
 
         def done(result: Result | HandsError) -> None:
             if isinstance(result, HandsError):
@@ -286,7 +296,9 @@ class Hands:
                 self._answer(ident, _run_answer(result), result.stdout + result.stderr)
 
         try:
-            spec = Spec(argv, self._env, directory, body, timeout_ms * 1_000_000, output_bytes, self._filter)
+            spec = Spec(argv, self._env, directory, body, timeout_ms * 1_000_000, output_bytes, self._filter,
+                stream if streamed else None,
+            )  # fmt: skip
             command = self.start(spec, done)
         finally:
             os.close(directory)

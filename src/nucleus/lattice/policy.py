@@ -219,7 +219,7 @@ class Policy:
         return self.time_window.duration_ns
 
     def hidden_globs(self) -> tuple[str, ...]:
-        """``paths.block``, in the semantics of `paths.PathSet` with case and compatible forms ignored: what a view hides."""
+        """``paths.block``, as `paths.PathSet` reads them with case and compatible forms ignored: what a view hides."""
         return tuple(sorted(self.paths_block))
 
     def shown_globs(self) -> tuple[tuple[str, ...], ...]:

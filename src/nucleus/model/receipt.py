@@ -21,6 +21,7 @@ class Meter:
         more: buys more time for it; False when there is none.
         bought: micro-dollars that it was given so.
         unpaid: it was told to end, because there was no more.
+        output: told what a command writes as it comes: ``stdout`` or ``stderr``, and bytes.
     """
 
     bytes_moved: int = 0
@@ -31,6 +32,7 @@ class Meter:
     more: Callable[[], Awaitable[bool]] | None = None
     bought: int = 0
     unpaid: bool = False
+    output: Callable[[str, bytes], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

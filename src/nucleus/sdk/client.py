@@ -18,13 +18,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from nucleus.sdk.identity import IdentityError, Source, check_peer
 
 DEFAULT_GATE = "https://127.0.0.1:7443"
+_NDJSON = "application/x-ndjson"
 MAX_REPLY = 67_108_864  # bytes of one reply: 8 MiB of content at JSON's worst escaping, and room
 CONNECT_TIMEOUT_S = 10.0
 APPROVAL_WAIT_S = 330.0  # a person has 300 s to answer (nucleus.limits), plus the gate's own time
@@ -190,9 +191,23 @@ class Gate:
         more = _some(context=context, multiline=multiline, per_file=per_file, gitignore=gitignore)
         return self.call("grep", {**fields, **more})
 
-    def run(self, argv: Sequence[str], cwd: str = ".", stdin: str = "", timeout_ms: int = RUN_TIMEOUT_MS) -> Result:
-        """Run a command, no shell. Returns {exit_code, signal, timed_out, stdout, stderr, encoding, …}."""
-        return self.call("run", {"argv": list(argv), "cwd": cwd, "stdin": stdin, "timeout_ms": timeout_ms})
+    def run(
+        self,
+        argv: Sequence[str],
+        cwd: str = ".",
+        stdin: str = "",
+        timeout_ms: int = RUN_TIMEOUT_MS,
+        on_output: Callable[[str, str], None] | None = None,
+    ) -> Result:
+        """Run a command, no shell. Returns {exit_code, signal, timed_out, stdout, stderr, encoding, …}.
+
+        Args:
+            on_output: called with ``stdout`` or ``stderr`` and text while the command runs; the result has all of it.
+        """
+        fields = {"argv": list(argv), "cwd": cwd, "stdin": stdin, "timeout_ms": timeout_ms}
+        if on_output is None:
+            return self.call("run", fields)
+        return dict(self.exchange("run", fields, on_output=on_output).get("result") or {})
 
     def git_status(self) -> Result:
         """Porcelain v1. Returns {text}."""
@@ -257,14 +272,20 @@ class Gate:
         """Any operation by its kind; returns its `result`. Raises GateError, GateLost, IdentityError."""
         return dict(self.exchange(kind, fields, cancellation).get("result") or {})
 
-    def exchange(self, kind: str, fields: dict[str, Any], cancellation: Cancellation | None = None) -> Result:
-        """As `call`, and returns the whole reply: {request_id, status, result, audit, cost}."""
+    def exchange(
+        self,
+        kind: str,
+        fields: dict[str, Any],
+        cancellation: Cancellation | None = None,
+        on_output: Callable[[str, str], None] | None = None,
+    ) -> Result:
+        """As `call`, and returns the whole reply: {request_id, status, result, audit, cost}; `on_output` as `run`."""
         if not kind.replace("_", "").isalnum() or not kind.isascii():
             raise ValueError("an operation's kind is a plain word")
         body = json.dumps(fields, separators=(",", ":")).encode("ascii")
         timeout_ms = fields.get("timeout_ms", RUN_TIMEOUT_MS)
         seconds = timeout_ms / 1000 if isinstance(timeout_ms, int) and 0 < timeout_ms < 86_400_000 else 0
-        return self._exchange("POST", f"/v1/{kind}", body, APPROVAL_WAIT_S + seconds, cancellation)
+        return self._exchange("POST", f"/v1/{kind}", body, APPROVAL_WAIT_S + seconds, cancellation, on_output)
 
     def close(self) -> None:
         """Close every idle connection; calls that run are left alone."""
@@ -301,7 +322,13 @@ class Gate:
         return connection
 
     def _exchange(
-        self, method: str, path: str, body: bytes | None, timeout_s: float, cancellation: Cancellation | None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        cancellation: Cancellation | None,
+        on_output: Callable[[str, str], None] | None = None,
     ) -> Result:
         connection = self._take()
         keep = False
@@ -310,13 +337,17 @@ class Gate:
             if cancellation is not None:
                 cancellation.bind(connection.sock)
             headers = {"Content-Type": "application/json"} if body is not None else {}
+            if on_output is not None:
+                headers["Accept"] = f"application/json, {_NDJSON}"
             connection.request(method, path, body, headers)
             response = connection.getresponse()
-            raw = response.read(MAX_REPLY + 1)
+            if on_output is not None and response.headers.get_content_type() == _NDJSON:
+                status, raw = _streamed(response, on_output)
+            else:
+                status, raw = response.status, response.read(MAX_REPLY + 1)
             if response.length and len(raw) <= MAX_REPLY:  # http.client does not call a short body an error
                 raise http.client.IncompleteRead(raw, response.length)
             keep = len(raw) <= MAX_REPLY and not response.will_close and response.isclosed()
-            status = response.status
         except (OSError, http.client.HTTPException) as error:
             if cancellation is not None and cancellation.cancelled:
                 raise GateError(0, "cancelled", "cancelled by the caller") from error
@@ -339,6 +370,23 @@ class Gate:
 def _some(**fields: Any) -> dict[str, Any]:
     """The fields that were given: None means the gate's own default."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _streamed(response: http.client.HTTPResponse, on_output: Callable[[str, str], None]) -> tuple[int, bytes]:
+    """Tell `on_output` each line but the last one, which is the reply: its status and its bytes."""
+    while raw := response.readline(MAX_REPLY + 1):
+        try:
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict):
+            raise http.client.HTTPException("a line of the answer is no JSON object")
+        if "stream" not in line:
+            response.read()  # the end, so that the connection can be used again
+            status = line.get("http_status")
+            return status if isinstance(status, int) else 0, raw
+        on_output(str(line["stream"]), str(line.get("text", "")))
+    raise http.client.IncompleteRead(b"")
 
 
 def _reply(status: int, raw: bytes) -> Result:

@@ -12,6 +12,7 @@ Does not: decide anything.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import socket
 import ssl
@@ -29,6 +30,8 @@ from nucleus.sanitize import sanitize
 from nucleus.server.driver import Driver
 from nucleus.server.wire import http_status, parse_object, reply_object
 
+NDJSON = "application/x-ndjson"
+STREAM_BYTES = 1 << 20
 KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATIONS)
 
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
@@ -104,7 +107,7 @@ class Door:
             raise InvalidError("a report is {id, micro_dollars, reason}", rule="budget.charge")
         return _json(200, await self._charge(raw["id"], raw["micro_dollars"], raw["reason"], principal.spiffe_id))
 
-    async def _operation(self, request: web.Request) -> web.Response:
+    async def _operation(self, request: web.Request) -> web.StreamResponse:
         kind = request.match_info["kind"]
         if kind not in KINDS:
             raise web.HTTPNotFound
@@ -116,8 +119,80 @@ class Door:
             pass  # nothing of it is read; the pipeline refuses it by the same check, on record
         except InvalidError as error:
             raw = error
+        if kind == "run" and NDJSON in request.headers.get("Accept", ""):
+            return await self._streamed(request, raw)
         reply = await self._driver.run(raw, lambda: self._principal(request))
         return _json(http_status(reply), reply_object(reply, person=False))
+
+    async def _streamed(self, request: web.Request, raw: dict[str, Any] | NucleusError) -> web.StreamResponse:
+        """A line ``{stream, text}`` for each piece of output, then one with the reply and its ``http_status``.
+
+        Where nothing is written before the reply it is the ordinary answer. A reader that is more than `STREAM_BYTES`
+        behind, and a stream that is no UTF-8, get the rest with the reply alone.
+        """
+        live = _Live()
+        task = asyncio.ensure_future(self._driver.run(raw, lambda: self._principal(request), output=live.wrote))
+        try:
+            await asyncio.wait((task, first := asyncio.ensure_future(live.some.wait())), return_when="FIRST_COMPLETED")
+            first.cancel()
+            if task.done():
+                reply = task.result()
+                return _json(http_status(reply), reply_object(reply, person=False))
+            response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"})
+            await response.prepare(request)
+            task.add_done_callback(lambda _: live.some.set())
+            while not task.done():
+                await live.some.wait()
+                live.some.clear()
+                for line in live.take():
+                    await response.write(line)
+            for line in live.take():
+                await response.write(line)
+            reply = task.result()
+            body = {**reply_object(reply, person=False), "http_status": http_status(reply)}
+            await response.write(_line(body))
+            await response.write_eof()
+            return response
+        finally:
+            task.cancel()  # the client went away: so does what it waits for
+
+
+class _Live:
+    """What a command has written and its client has not been sent yet."""
+
+    def __init__(self) -> None:
+        self.some = asyncio.Event()
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")() for name in ("stdout", "stderr")}
+
+    def wrote(self, name: str, data: bytes) -> None:
+        """Some more."""
+        if self._size > STREAM_BYTES or name not in self._decoders:
+            return
+        try:
+            text = self._decoders[name].decode(data)
+        except UnicodeDecodeError:
+            del self._decoders[name]
+            return
+        if text:
+            line = _line({"stream": name, "text": text})
+            self._size += len(line)
+            if self._size > STREAM_BYTES:
+                return  # and nothing after it: what was sent is always the beginning of the whole
+            self._lines.append(line)
+            self.some.set()
+
+    def take(self) -> list[bytes]:
+        """The lines so far."""
+        lines, self._lines = self._lines, []
+        if self._size <= STREAM_BYTES:
+            self._size = 0
+        return lines
+
+
+def _line(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 async def _body(request: web.Request, kind: str) -> dict[str, Any]:

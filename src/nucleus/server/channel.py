@@ -36,6 +36,7 @@ class Channel(asyncio.Protocol):
         self._on_closed = on_closed
         self._decoder = Decoder()
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._parts: dict[int, Callable[[Frame], None]] = {}
         self._next = 0
         self._transport: asyncio.Transport | None = None
 
@@ -66,13 +67,20 @@ class Channel(asyncio.Protocol):
 
     def _dispatch(self, frame: Frame) -> None:
         ident = frame.header.get("id")
+        if "out" in frame.header and self._on_request is None:
+            # A piece of an answer that is still to come; of a request that wants none it is nothing.
+            if isinstance(ident, int) and (part := self._parts.get(ident)) is not None:
+                part(frame)
+            return
         if self._on_request is not None and "ok" not in frame.header and "error" not in frame.header:
             self._on_request(frame)
         elif isinstance(ident, int) and (future := self._waiting.pop(ident, None)) is not None and not future.done():
+            self._parts.pop(ident, None)
             future.set_result(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._parts.clear()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -87,13 +95,21 @@ class Channel(asyncio.Protocol):
             raise self._broken()
         self._transport.write(encode(header, body))
 
-    def start(self, header: dict[str, Any], body: bytes = b"") -> tuple[int, asyncio.Future[Frame]]:
-        """Send a request; returns its id and the future of its answer."""
+    def backlog(self) -> int:
+        """Bytes that the peer has not read."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def start(
+        self, header: dict[str, Any], body: bytes = b"", part: Callable[[Frame], None] | None = None
+    ) -> tuple[int, asyncio.Future[Frame]]:
+        """Send a request; returns its id and the future of its answer. `part` gets the frames that come before it."""
         self._next += 1
         ident = self._next
         self.send({"id": ident, **header}, body)
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[ident] = future
+        if part is not None:
+            self._parts[ident] = part
         return ident, future
 
     async def call(self, header: dict[str, Any], body: bytes = b"") -> Frame:

@@ -152,7 +152,10 @@ class Executor:
         return _text_only(frame.body)
 
     async def _call(self, header: dict[str, Any], body: bytes, deadline_ns: int, meter: Meter | None = None) -> Frame:
-        ident, future = self._channel.start(header, body)
+        part = None
+        if meter is not None and meter.output is not None:
+            header, part = {**header, "stream": True}, _bounded(meter.output)
+        ident, future = self._channel.start(header, body, part)
         stop = partial(self._channel.send, {"op": "cancel", "target": ident, "id": 0})
         try:
             async with asyncio.timeout(deadline_ns / 1e9) as deadline, paid_for(meter, deadline, stop):
@@ -240,6 +243,19 @@ class Executor:
             "bytes": _int({"scanned_bytes": 0, **ok}, "scanned_bytes"),
             "withheld": withheld,
         }
+
+
+def _bounded(output: Callable[[str, bytes], None]) -> Callable[[Frame], None]:
+    """Pass on the output that hands says a command has, up to what a command may say; what is no output is nothing."""
+    room = {"stdout": LIMITS.output_bytes, "stderr": LIMITS.output_bytes}
+
+    def part(frame: Frame) -> None:
+        name = frame.header.get("out")
+        if isinstance(name, str) and 0 < len(frame.body) <= room.get(name, 0):
+            room[name] -= len(frame.body)
+            output(name, frame.body)
+
+    return part
 
 
 def _is_oid(text: str) -> bool:

@@ -41,6 +41,7 @@ from nucleus.server.tools import gone as tools_gone
 from nucleus.server.wire import error_object, reply_object
 
 NS_PER_S = 1_000_000_000
+STREAM_BYTES = 1 << 20  # that a reader may be behind before it gets the rest with the reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,8 @@ async def _launcher(config: Config, driver: Driver, sock: socket.socket, closed:
         try:
             if not isinstance(raw, dict):
                 raise SandboxError("no operation in the frame", rule="frames.operation")
-            reply = await driver.run(raw, lambda: principal)
+            output = _told(channel, ident) if frame.header.get("stream") is True else None
+            reply = await driver.run(raw, lambda: principal, output=output)
             body: dict[str, Any] = {"id": ident, "reply": reply_object(reply, person=True)}
         except NucleusError as error:
             body = {"id": ident, "error": error_object(error)}
@@ -250,6 +252,19 @@ async def _launcher(config: Config, driver: Driver, sock: socket.socket, closed:
         sock, lambda: SandboxError("the launcher is gone", rule="launcher.gone"), on_request=received, on_closed=lost
     )
     return channel
+
+
+def _told(channel: Channel, ident: object) -> Callable[[str, bytes], None]:
+    """What a command writes, to the launcher, as long as it reads: the reply has all of it."""
+    behind = False
+
+    def output(name: str, data: bytes) -> None:
+        nonlocal behind
+        behind = behind or channel.backlog() > STREAM_BYTES
+        if not behind:
+            channel.send({"id": ident, "stream": name}, data)
+
+    return output
 
 
 def _seam(step: str) -> Any:
