@@ -1,4 +1,4 @@
-"""What the documentation takes from the code: README's limits, the policy's schema. `--check` compares only.
+"""What the documentation takes from the code: README's limits, the policy's schema, the HTTP API. `--check` compares.
 
 Each bound of `nucleus.limits` that has a comment becomes a row; the comment is its description.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nucleus.lattice.schema import policy_schema
 from nucleus.limits import LIMITS
+from nucleus.server.openapi import document
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- limits: made by `make docs` -->\n", "<!-- end of limits -->\n"
@@ -60,13 +61,14 @@ def pages() -> dict[Path, str]:
         raise SystemExit("README.md has no place for the limits")
     return {
         readme: before + begin + limits() + end + after,
+        ROOT / "docs/openapi.json": json.dumps(document(), indent=2, ensure_ascii=False) + "\n",
         ROOT / "docs/policy.schema.json": json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 
 def main(argv: list[str]) -> int:
     """Write the pages; with ``--check`` say which differ, and exit 1."""
-    stale = [path for path, text in pages().items() if path.read_text() != text]
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
     for path in stale:
         print(("stale: " if "--check" in argv else "wrote ") + str(path.relative_to(ROOT)))
         if "--check" not in argv:

@@ -335,8 +335,8 @@ def _child(program: str, spec: Spec, streams: tuple[int, int, int], status: int)
     stage = _STAGE_DIRECTORY
     try:
         signal.set_wakeup_fd(-1)
-        for number in _RESET:
-            signal.signal(number, signal.SIG_DFL)
+        for handled in _RESET:
+            signal.signal(handled, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         os.fchdir(spec.cwd)

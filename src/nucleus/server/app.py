@@ -68,6 +68,7 @@ class Door:
         app = web.Application(client_max_size=LIMITS.request_bytes, middlewares=[_errors])
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/tools", self._list_tools)
+        app.router.add_get("/v1/openapi.json", self._document)
         app.router.add_post("/v1/charge", self._report)
         app.router.add_post("/v1/{kind}", self._operation)
         runner = web.AppRunner(
@@ -96,6 +97,12 @@ class Door:
     async def _list_tools(self, request: web.Request) -> web.Response:
         self._principal(request)
         return _json(200, {"tools": [] if self._tools is None else await self._tools()})
+
+    async def _document(self, request: web.Request) -> web.Response:
+        from nucleus.server.openapi import document  # weight: only where somebody asks
+
+        self._principal(request)
+        return _json(200, document())
 
     async def _report(self, request: web.Request) -> web.Response:
         """``{id, micro_dollars, reason?}`` → ``{charged, unpaid, free}``; the same id again is answered as before."""
