@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real test-spiffe check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit fuzz simulate kill prove clean
+.PHONY: docs help setup demo test test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit fuzz simulate kill prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,11 @@ test-spiffe: setup ## the Workload API with a SPIFFE client of others, PyPI's sp
 	@test -x .spiffe/venv/bin/python || $(PYTHON) -m venv .spiffe/venv
 	@.spiffe/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/spiffe/requirements.txt
 	@NUCLEUS_SPIFFE=$(CURDIR)/.spiffe $(BIN)/pytest tests/spiffe
+
+test-api: setup ## the HTTP API against its OpenAPI document, by schemathesis (in .api; NUCLEUS_API_EXAMPLES=60)
+	@test -x .api/venv/bin/python || $(PYTHON) -m venv .api/venv
+	@.api/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/api/requirements.txt
+	@NUCLEUS_API=$(CURDIR)/.api $(BIN)/pytest tests/api -s
 
 check: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench demo proofs simulate fuzz docs

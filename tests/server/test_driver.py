@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nucleus.errors import InvalidError, SandboxError
+from nucleus.errors import AuditError, InvalidError, SandboxError
 from nucleus.frames import Decoder, encode
 from nucleus.gate.pipeline import Gate
 from nucleus.model.decision import Decision, Verdict
@@ -109,6 +109,7 @@ def run(raw: dict[str, Any]) -> Callable[[Driver], Coroutine[Any, Any, Reply]]:
     return lambda driver: driver.run(raw, lambda: WHO)
 
 
+ENDED = {"ok": {"exit_code": 0, "signal": None, "stdout_bytes": 6, "duration_ns": 5, "timed_out": False}}
 READ = {"kind": "read", "path": "a.txt"}
 
 
@@ -280,3 +281,57 @@ def test_a_pod_that_floods_the_log_waits(monkeypatch: pytest.MonkeyPatch) -> Non
 
     play(lambda h, b: ({"ok": {"size": 2, "truncated": False}}, b"hi"), scene)
     assert took[0] < 0.1 < took[2]
+
+
+@pytest.mark.parametrize("broken", ["outcome", None])
+def test_what_is_streamed_comes_after_the_intent_and_how_it_ended_only_with_the_outcome(broken: str | None) -> None:
+    """ADR 18: with a log that breaks down in the middle the caller has output, and no result."""
+    came: list[tuple[list[str], bytes]] = []
+    authority = Authority()
+
+    class Breaking(Authority):
+        def append(self, record: dict[str, Any]) -> asyncio.Future[dict[str, Any]]:
+            if record["event"] == broken:
+                failed: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+                failed.set_exception(AuditError("disk full", rule="audit.append"))
+                return failed
+            return super().append(record)
+
+    async def main() -> Reply:
+        nonlocal authority
+        authority = Breaking()
+        ours, theirs = socket.socketpair()
+
+        async def pod() -> None:
+            reader, writer = await asyncio.open_unix_connection(sock=theirs)
+            decoder, ended = Decoder(), False
+            while not ended and (data := await reader.read(65536)):
+                for frame in decoder.feed(data):
+                    ident = frame.header["id"]
+                    writer.write(encode({"id": ident, "out": "stdout"}, b"first\n"))
+                    await asyncio.sleep(0.05)
+                    writer.write(encode({"id": ident, **ENDED}, b"first\n"))
+                    ended = True
+            writer.close()
+
+        other = asyncio.ensure_future(pod())
+        channel = await Channel.over(ours, lambda: SandboxError("the pod is gone", rule="hands.gone"))
+        executor = Executors(Executor(channel, lambda _: True, (), lambda: 0), None)
+        driver = Driver(Gate(), lambda _: ALLOW, authority, executor, lambda: "0" * 32)  # type: ignore[arg-type]
+        try:
+            return await driver.run(
+                {"kind": "run", "argv": ["x"]},
+                lambda: WHO,
+                output=lambda name, data: came.append((authority.events, data)),
+            )
+        finally:
+            await driver.drain()
+            channel.close()
+            await asyncio.wait_for(other, 5)
+
+    reply = asyncio.run(main())
+    assert came == [(["reserve", "intent"], b"first\n")]
+    if broken is None:
+        assert (reply.status, reply.result["exit_code"], reply.result["stdout"]) == ("ok", 0, "first\n")
+    else:
+        assert (reply.status, reply.result) == ("audit_unavailable", {})

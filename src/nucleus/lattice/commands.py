@@ -262,7 +262,7 @@ def _scan_words(command: Command, text: str, cwd: str) -> None:
         command.flags.append("a long shell string")
         words = words[:_SCANNED_WORDS]
     for index, word in enumerate(words):
-        program = resolve_program(word)
+        program = resolve_program(word).rpartition("/")[2]  # `x/gh` does what gh does, as in `_analyse`
         if program == "git" or program.startswith("git-"):
             rest = words[index + 1 : index + 12]
             _git(command, (program.removeprefix("git-"), *rest) if program != "git" else rest, cwd, "git")

@@ -37,6 +37,7 @@ KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATION
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
 Authenticator = Callable[[ssl.SSLObject], Principal]
 Charge = Callable[[str, int, str, str], Awaitable[dict[str, Any]]]
+_READ_ONLY = ("health", "tools", "openapi.json")
 _REPORT = {"id": str, "micro_dollars": int, "reason": str}
 
 
@@ -116,6 +117,8 @@ class Door:
 
     async def _operation(self, request: web.Request) -> web.StreamResponse:
         kind = request.match_info["kind"]
+        if kind in _READ_ONLY:
+            raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD"))
         if kind not in KINDS:
             raise web.HTTPNotFound
         raw: dict[str, Any] | NucleusError = {}
@@ -228,6 +231,9 @@ async def _errors(
         return _json(error.http_status, {"error": sanitize(error.message), "kind": error.code})
     except web.HTTPException as error:
         kind = "not_found" if error.status in (404, 405) else "invalid_request"
-        return _json(error.status, {"error": error.reason.lower(), "kind": kind})
+        answer = _json(error.status, {"error": error.reason.lower(), "kind": kind})
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))  # RFC 9110, section 15.5.6
+        return answer
     except Exception as error:  # noqa: BLE001 - a bug of ours answers, and says nothing of itself
         return _json(500, {"error": f"internal error ({type(error).__name__})", "kind": "internal_error"})
