@@ -17,6 +17,7 @@ import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,7 +38,6 @@ KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATION
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
 Authenticator = Callable[[ssl.SSLObject], Principal]
 Charge = Callable[[str, int, str, str], Awaitable[dict[str, Any]]]
-_READ_ONLY = ("health", "tools", "openapi.json")
 _REPORT = {"id": str, "micro_dollars": int, "reason": str}
 
 
@@ -71,7 +71,8 @@ class Door:
         app.router.add_get("/v1/tools", self._list_tools)
         app.router.add_get("/v1/openapi.json", self._document)
         app.router.add_post("/v1/charge", self._report)
-        app.router.add_post("/v1/{kind}", self._operation)
+        for kind in sorted(KINDS):
+            app.router.add_post(f"/v1/{kind}", partial(self._operation, kind))
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=3600
         )
@@ -115,12 +116,7 @@ class Door:
             raise InvalidError("a report is {id, micro_dollars, reason}", rule="budget.charge")
         return _json(200, await self._charge(raw["id"], raw["micro_dollars"], raw["reason"], principal.spiffe_id))
 
-    async def _operation(self, request: web.Request) -> web.StreamResponse:
-        kind = request.match_info["kind"]
-        if kind in _READ_ONLY:
-            raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD"))
-        if kind not in KINDS:
-            raise web.HTTPNotFound
+    async def _operation(self, kind: str, request: web.Request) -> web.StreamResponse:
         raw: dict[str, Any] | NucleusError = {}
         try:
             self._principal(request)  # 2
