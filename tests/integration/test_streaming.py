@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import subprocess
 import time
 from typing import Any
@@ -180,3 +181,64 @@ def test_who_does_not_ask_for_it_gets_one_answer(root_site: Site) -> None:
 
     with Held(root_site) as held:
         assert held.operate(kind="run", argv=["echo", "x"])["result"]["stdout"] == "x\n"
+
+
+SEARCHER = """
+import json
+from nucleus.sdk.client import Gate
+gate, told = Gate(), []
+tell = lambda files, size: told.append((files, size))
+long = gate.exchange("grep", {"pattern": "a.{60}b.{60}9", "limit": 5}, on_progress=tell)["result"]
+quick = gate.exchange("glob", {"pattern": "*.none"}, on_progress=lambda *_: told.append("quick"))["result"]
+print(json.dumps({"told": told, "files": long["files"], "bytes": long["bytes"], "quick": quick["paths"]}))
+"""
+
+
+def test_a_search_that_takes_long_says_how_far_it_is(root_site: Site) -> None:
+    """Files and bytes that it has gone through, growing; a quick one says nothing before its answer."""
+    chosen = random.Random(1)  # of too many states for RE2 to keep, and so slow
+    text = "\n".join("".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=150)) for _ in range(5_000))
+    for number in range(40):
+        (root_site.workspace / f"{number}.txt").write_text(text)
+    served = Served(root_site)
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    variables = {name: served.door[key] for name, key in names.items()}
+    with root_site.script(f"import os; os.environ.update({variables!r})\n" + SEARCHER) as child:
+        out, err = child.communicate(timeout=60)
+    assert served.stop() == 0
+    assert out, err
+    answer = json.loads(out)
+    told = answer["told"]
+    assert told
+    assert told == sorted(told)
+    assert all(0 < files <= answer["files"] and 0 < size <= answer["bytes"] for files, size in told)
+    assert answer["quick"] == []
+
+
+def test_over_mcp_who_asks_for_progress_hears_how_much_there_is_and_not_what(root_site: Site) -> None:
+    served = Served(root_site)
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    variables = {name: served.door[key] for name, key in names.items()}
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    call = {"name": "run", "arguments": {"argv": ["python3", "-c", SLOW]}}
+    asked = [("initialize", hello), ("tools/call", {**call, "_meta": {"progressToken": 7}})]
+    lines = [
+        json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}) + "\n"
+        for number, (method, params) in enumerate(asked)
+    ]
+    bridge = "from nucleus.sdk.mcp import main; raise SystemExit(main())"
+    start = f"import os; os.environ.update({variables!r})\n{bridge}"
+    with root_site.script(start, stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for line in lines:
+            child.stdin.write(line)
+            child.stdin.flush()
+        told = [json.loads(child.stdout.readline()) for _ in range(3)]
+        child.stdin.close()
+        assert child.wait(30) == 0
+    assert served.stop() == 0
+    assert told[0]["result"]["serverInfo"]["name"] == "nucleus"
+    assert told[1]["method"] == "notifications/progress"
+    assert told[1]["params"] == {"progressToken": 7, "progress": 1, "message": "running: 6 characters of output so far"}
+    assert told[2]["result"]["content"][0]["text"] == "first\nsecond\n"

@@ -296,6 +296,7 @@ def test_a_long_call_reports_progress_to_those_who_asked(
     start_gate: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge, "PROGRESS_S", 0.05)
+    monkeypatch.setattr(bridge, "NEWS_S", 0.05)
     slow = Slow()
     live = Live(connect(start_gate(slow)))
     try:

@@ -263,10 +263,13 @@ class Hands:
             else:
                 self._answer(ident, result)
 
+        def told(files: int, size: int) -> None:
+            self._send(encode({"id": ident, "out": "progress", "files": files, "bytes": size}))
+
         # In the table first: the worker may answer, with an error, before `submit` returns.
         self._cancels[ident] = lambda: None
         try:
-            job = self._worker.submit(header, time.monotonic_ns(), done)
+            job = self._worker.submit(header, time.monotonic_ns(), done, told)
         except HandsError:
             del self._cancels[ident]
             raise

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
@@ -34,9 +34,16 @@ CONTEXT = 20  # lines on each side, as the model says
 PROGRAM_SIZE = 100_000  # RE2 instructions of one pattern
 _BINARY_LOOK = 8_192
 _SAME_LINE = 1_000  # matches that start in one line, of a pattern over many lines
+_TELL = 16  # files of one directory between two tellings
+
+Tell = Callable[[int, int], None]  # files and bytes so far
 
 
-def glob(root: Root, header: dict[str, Any]) -> dict[str, Any]:
+def _silent(files: int, size: int) -> None:
+    """Nobody asked how far it is."""
+
+
+def glob(root: Root, header: dict[str, Any], tell: Tell = _silent) -> dict[str, Any]:
     """Names of files (and of symlinks, not followed) below `path` whose relative name matches `pattern`."""
     pattern = text(header, "pattern", LIMITS.pattern_bytes)
     limit = integer(header, "limit", 1, LIMITS.result_count, LIMITS.result_count)
@@ -44,7 +51,7 @@ def glob(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     if sort not in ("name", "mtime"):
         raise wrong("sort")
     wanted = Names(pattern)
-    walk = _walk(root, header, wanted, pattern)
+    walk = _walk(root, header, wanted, pattern, tell)
     names = _newest(walk, wanted, limit) if sort == "mtime" else _by_name(walk, wanted)
     paths: list[str] = []
     used = 0
@@ -60,14 +67,14 @@ def glob(root: Root, header: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def grep(root: Root, header: dict[str, Any]) -> dict[str, Any]:
+def grep(root: Root, header: dict[str, Any], tell: Tell = _silent) -> dict[str, Any]:
     """Lines that match an RE2 `pattern` in files below `path` whose relative name matches `include`."""
     wish = _wish(header)
     include = text(header, "include", LIMITS.pattern_bytes, "**")
     # As everywhere else that includes are given: a plain name means that name at any depth.
     wanted = Names(include if "/" in include else f"**/{include}") if include != "**" else None
-    walk = _walk(root, header, wanted, include)
-    search = _Search(wish)
+    walk = _walk(root, header, wanted, include, tell)
+    search = _Search(wish, tell)
     search.run(walk, wanted)
     limits = search.limits | walk.limits
     answer: dict[str, Any] = {"matches": search.rows, "truncated": bool(limits), "scanned_bytes": search.scanned}
@@ -80,17 +87,21 @@ class _Counted(Walk):
     """A walk that counts what it shows."""
 
     files = 0
+    tell: Tell = staticmethod(_silent)
 
 
-def _walk(root: Root, header: dict[str, Any], wanted: Names | None, pattern: str) -> _Counted:
+def _walk(root: Root, header: dict[str, Any], wanted: Names | None, pattern: str, tell: Tell) -> _Counted:
     git, ignore = ".git" in pattern.split("/"), flag(header, "gitignore")
     start = path(header, default=".")
-    return _Counted(root, start, excludes(header), allows(header), wanted, git=git, gitignore=ignore)
+    walk = _Counted(root, start, excludes(header), allows(header), wanted, git=git, gitignore=ignore)
+    walk.tell = tell
+    return walk
 
 
 def _by_name(walk: _Counted, wanted: Names) -> Iterator[str]:
     for found in walk:
         walk.files += len(found.names)
+        walk.tell(walk.files, 0)
         prefix = found.prefix
         for name in wanted.among(found.below, found.names):
             yield prefix + name
@@ -102,6 +113,7 @@ def _newest(walk: _Counted, wanted: Names, limit: int) -> list[str]:
     def times() -> Iterator[tuple[int, str]]:
         for found in walk:
             walk.files += len(found.names)
+            walk.tell(walk.files, 0)
             for name in wanted.among(found.below, found.names):
                 try:
                     status = os.stat(found.raw or name, dir_fd=found.directory, follow_symlinks=False)
@@ -158,8 +170,9 @@ class _Full(Exception):
 class _Search:
     """One grep: the rows so far, and the buffer that every file is read into."""
 
-    def __init__(self, wish: _Wish) -> None:
+    def __init__(self, wish: _Wish, tell: Tell) -> None:
         self._wish = wish
+        self._tell = tell
         self._used = self._count = 0
         self.rows: list[list[str | int]] = []
         self.limits: set[str] = set()
@@ -174,7 +187,10 @@ class _Search:
         try:
             for found in walk:
                 names = found.names if wanted is None else wanted.among(found.below, found.names)
-                self._some(found, names, buffer, view)
+                # A directory of many files is searched, and told of, in parts.
+                for start in range(0, len(names), _TELL):
+                    self._some(found, names[start : start + _TELL], buffer, view)
+                    self._tell(self.files, self.scanned)
         except _Full:
             pass
 

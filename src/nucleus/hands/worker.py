@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -20,24 +21,27 @@ from typing import Any
 from nucleus.errors import InvalidError
 from nucleus.frames import Decoder, Frame, encode
 from nucleus.hands import search
-from nucleus.hands.protocol import CODES, HandsError, from_oserror, integer
+from nucleus.hands.protocol import CODES, HandsError, flag, from_oserror, integer
 from nucleus.hands.root import Root
 from nucleus.limits import LIMITS
 
 Done = Callable[[dict[str, Any] | HandsError], None]
+Told = Callable[[int, int], None]  # files and bytes that a search has gone through
 QUEUE = 256  # searches that wait
 _SEND_SECONDS = 1.0
+_PACE_NS = 250_000_000  # between two words of a search that is not done
 
 
 class Job:
-    """One search: the request, when it must be done (ns, monotonic), whom to tell."""
+    """One search: the request, when it must be done (ns, monotonic), whom to tell of its end, and of how far it is."""
 
-    __slots__ = ("deadline", "done", "header")
+    __slots__ = ("deadline", "done", "header", "told")
 
-    def __init__(self, header: dict[str, Any], deadline: int, done: Done) -> None:
+    def __init__(self, header: dict[str, Any], deadline: int, done: Done, told: Told | None) -> None:
         self.header = header
         self.deadline = deadline
         self.done = done
+        self.told = told
 
 
 class SearchWorker:
@@ -60,12 +64,12 @@ class SearchWorker:
         self._decoder = Decoder()
         self.pid = 0
 
-    def submit(self, header: dict[str, Any], now: int, done: Done) -> Job:
+    def submit(self, header: dict[str, Any], now: int, done: Done, told: Told | None = None) -> Job:
         """Queue a search; raises HandsError when too many wait or its deadline is out of bounds."""
         if len(self._queue) >= QUEUE:
             raise HandsError("io", "too many searches at once")
         timeout_ms = integer(header, "timeout_ms", 1, LIMITS.run_timeout_max_ms, LIMITS.search_timeout_ms)
-        job = Job(header, now + timeout_ms * 1_000_000, done)
+        job = Job(header, now + timeout_ms * 1_000_000, done, told)
         self._queue.append(job)
         self._next()
         return job
@@ -163,6 +167,11 @@ class SearchWorker:
         self._next()
 
     def _answered(self, frame: Frame) -> None:
+        match frame.header:
+            case {"files": int(files), "size": int(size), "told": True}:
+                if self._current is not None and self._current.told is not None:
+                    self._current.told(files, size)
+                return
         job, self._current = self._current, None
         if job is None:
             return
@@ -191,13 +200,31 @@ def _main(root: Root, channel: socket.socket) -> None:
         os._exit(0)
 
 
+def _nobody(files: int, size: int) -> None:
+    """Who asked for an answer alone."""
+
+
+def _teller(channel: socket.socket) -> Told:
+    """Tells hands how far a search is, each quarter of a second; a quick one is never told of."""
+    last = time.monotonic_ns()
+
+    def tell(files: int, size: int) -> None:
+        nonlocal last
+        now = time.monotonic_ns()
+        if now - last >= _PACE_NS:
+            last = now
+            channel.sendall(encode({"told": True, "files": files, "size": size}))
+
+    return tell
+
+
 def _serve(root: Root, channel: socket.socket) -> None:
     decoder = Decoder()
     while data := channel.recv(1 << 18):
         for frame in decoder.feed(data):
             try:
                 operation = search.glob if frame.header.get("op") == "glob" else search.grep
-                answer = operation(root, frame.header)
+                answer = operation(root, frame.header, _teller(channel) if flag(frame.header, "stream") else _nobody)
             except HandsError as error:
                 answer = {"error": [error.code, error.message, error.extra]}
             except OSError as error:

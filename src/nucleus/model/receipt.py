@@ -22,6 +22,7 @@ class Meter:
         bought: micro-dollars that it was given so.
         unpaid: it was told to end, because there was no more.
         output: told what a command writes as it comes: ``stdout`` or ``stderr``, and bytes.
+        progress: told how far a search is: files and bytes that it has gone through, never less than before.
     """
 
     bytes_moved: int = 0
@@ -33,6 +34,7 @@ class Meter:
     bought: int = 0
     unpaid: bool = False
     output: Callable[[str, bytes], None] | None = None
+    progress: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from nucleus.sdk.identity import IdentityError, Source, check_peer
+
+if TYPE_CHECKING:  # Python 3.9 would not evaluate it
+    _Told = tuple[Callable[[str, str], None] | None, Callable[[int, int], None] | None]
 
 DEFAULT_GATE = "https://127.0.0.1:7443"
 _NDJSON = "application/x-ndjson"
@@ -278,14 +281,21 @@ class Gate:
         fields: dict[str, Any],
         cancellation: Cancellation | None = None,
         on_output: Callable[[str, str], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Result:
-        """As `call`, and returns the whole reply: {request_id, status, result, audit, cost}; `on_output` as `run`."""
+        """As `call`, and returns the whole reply: {request_id, status, result, audit, cost}.
+
+        Args:
+            on_output: as `run`.
+            on_progress: called with the files and bytes that a search which takes long has gone through.
+        """
         if not kind.replace("_", "").isalnum() or not kind.isascii():
             raise ValueError("an operation's kind is a plain word")
         body = json.dumps(fields, separators=(",", ":")).encode("ascii")
         timeout_ms = fields.get("timeout_ms", RUN_TIMEOUT_MS)
         seconds = timeout_ms / 1000 if isinstance(timeout_ms, int) and 0 < timeout_ms < 86_400_000 else 0
-        return self._exchange("POST", f"/v1/{kind}", body, APPROVAL_WAIT_S + seconds, cancellation, on_output)
+        told = None if on_output is None and on_progress is None else (on_output, on_progress)
+        return self._exchange("POST", f"/v1/{kind}", body, APPROVAL_WAIT_S + seconds, cancellation, told)
 
     def close(self) -> None:
         """Close every idle connection; calls that run are left alone."""
@@ -328,7 +338,7 @@ class Gate:
         body: bytes | None,
         timeout_s: float,
         cancellation: Cancellation | None,
-        on_output: Callable[[str, str], None] | None = None,
+        told: _Told | None = None,
     ) -> Result:
         connection = self._take()
         keep = False
@@ -337,12 +347,12 @@ class Gate:
             if cancellation is not None:
                 cancellation.bind(connection.sock)
             headers = {"Content-Type": "application/json"} if body is not None else {}
-            if on_output is not None:
+            if told is not None:
                 headers["Accept"] = f"application/json, {_NDJSON}"
             connection.request(method, path, body, headers)
             response = connection.getresponse()
-            if on_output is not None and response.headers.get_content_type() == _NDJSON:
-                status, raw = _streamed(response, on_output)
+            if told is not None and response.headers.get_content_type() == _NDJSON:
+                status, raw = _streamed(response, *told)
             else:
                 status, raw = response.status, response.read(MAX_REPLY + 1)
             if response.length and len(raw) <= MAX_REPLY:  # http.client does not call a short body an error
@@ -372,8 +382,12 @@ def _some(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _streamed(response: http.client.HTTPResponse, on_output: Callable[[str, str], None]) -> tuple[int, bytes]:
-    """Tell `on_output` each line but the last one, which is the reply: its status and its bytes."""
+def _streamed(
+    response: http.client.HTTPResponse,
+    on_output: Callable[[str, str], None] | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[int, bytes]:
+    """Tell of each line but the last one, which is the reply: its status and its bytes."""
     while raw := response.readline(MAX_REPLY + 1):
         try:
             line = json.loads(raw)
@@ -381,11 +395,17 @@ def _streamed(response: http.client.HTTPResponse, on_output: Callable[[str, str]
             line = None
         if not isinstance(line, dict):
             raise http.client.HTTPException("a line of the answer is no JSON object")
+        so_far = line.get("progress")
+        if isinstance(so_far, dict):
+            if on_progress is not None:
+                on_progress(int(so_far["files"]), int(so_far["bytes"]))
+            continue
         if "stream" not in line:
             response.read()  # the end, so that the connection can be used again
             status = line.get("http_status")
             return status if isinstance(status, int) else 0, raw
-        on_output(str(line["stream"]), str(line.get("text", "")))
+        if on_output is not None:
+            on_output(str(line["stream"]), str(line.get("text", "")))
     raise http.client.IncompleteRead(b"")
 
 

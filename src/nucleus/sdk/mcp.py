@@ -29,6 +29,7 @@ MAX_CALLS = 32  # calls in flight
 PROGRESS_S = (
     10.0  # between two progress notes of one call, for clients that asked: a person may take minutes to approve
 )
+NEWS_S = 1.0  # the same where there is something new to tell
 DRAIN_S = 5.0  # after the client closed our input, calls may still end by themselves for this long
 VERSION = "0.1.0"
 INSTRUCTIONS = (
@@ -214,19 +215,27 @@ class Server:
             if len(self._calls) >= MAX_CALLS:
                 raise _RpcError(BUSY, f"{MAX_CALLS} calls are in flight")
             self._calls[identifier] = cancellation
+        news = None if token is None else _News()
         threading.Thread(
-            target=self._carry_out, args=(identifier, name, arguments, cancellation, done), daemon=True
+            target=self._carry_out, args=(identifier, name, arguments, cancellation, done, news), daemon=True
         ).start()
-        if token is not None:
-            threading.Thread(target=self._progress, args=(token, done), daemon=True).start()
+        if token is not None and news is not None:
+            threading.Thread(target=self._progress, args=(token, done, news), daemon=True).start()
         return None
 
     def _carry_out(
-        self, identifier: Id, name: str, arguments: Message, cancellation: Cancellation, done: threading.Event
+        self,
+        identifier: Id,
+        name: str,
+        arguments: Message,
+        cancellation: Cancellation,
+        done: threading.Event,
+        news: _News | None,
     ) -> None:
         """The body of a call's thread. Whatever happens, it is answered, unless it was cancelled."""
         try:
-            reply = self._the_gate().exchange(name, arguments, cancellation)
+            told = (None, None) if news is None else (news.wrote, news.searched)
+            reply = self._the_gate().exchange(name, arguments, cancellation, *told)
             result = _success(name, reply)
         except (GateError, IdentityError, ValueError) as error:
             result = _failure(error)
@@ -240,12 +249,15 @@ class Server:
         if not cancelled:
             self._send({"jsonrpc": "2.0", "id": identifier, "result": result})
 
-    def _progress(self, token: Id, done: threading.Event) -> None:
-        """Say that the call is still on its way, until it is answered."""
-        count = 0
-        while not done.wait(PROGRESS_S):
-            count += 1
-            params = {"progressToken": token, "progress": count, "message": "the gate has not answered yet"}
+    def _progress(self, token: Id, done: threading.Event, news: _News) -> None:
+        """Say that the call is still on its way, and how far it is, until it is answered."""
+        count, last, told = 0, time.monotonic(), news.text
+        while not done.wait(NEWS_S):
+            now, text = time.monotonic(), news.text
+            if text == told and now - last < PROGRESS_S:
+                continue
+            count, last, told = count + 1, now, text
+            params = {"progressToken": token, "progress": count, "message": text or "the gate has not answered yet"}
             self._send({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}, unless=done)
 
     def _the_gate(self) -> Gate:
@@ -285,6 +297,21 @@ class Server:
                 self._write(line)
             except OSError:
                 self._log("the client is gone")
+
+
+class _News:
+    """How far a call is, in words: how much, never what (the result says that, once it is on record)."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._characters = 0
+
+    def wrote(self, name: str, text: str) -> None:
+        self._characters += len(text)
+        self.text = f"running: {self._characters} characters of output so far"
+
+    def searched(self, files: int, size: int) -> None:
+        self.text = f"searching: {files} files" + (f", {size} bytes" if size else "") + " so far"
 
 
 def _progress_token(params: Message) -> Id | None:

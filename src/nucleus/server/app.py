@@ -33,6 +33,7 @@ from nucleus.server.wire import http_status, parse_object, reply_object
 
 NDJSON = "application/x-ndjson"
 STREAM_BYTES = 1 << 20
+STREAMED = frozenset(("run", "glob", "grep"))  # `server.openapi` says what
 KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATIONS)
 
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
@@ -125,19 +126,23 @@ class Door:
             pass  # nothing of it is read; the pipeline refuses it by the same check, on record
         except InvalidError as error:
             raw = error
-        if kind == "run" and NDJSON in request.headers.get("Accept", ""):
+        if kind in STREAMED and NDJSON in request.headers.get("Accept", ""):
             return await self._streamed(request, raw)
         reply = await self._driver.run(raw, lambda: self._principal(request))
         return _json(http_status(reply), reply_object(reply, person=False))
 
     async def _streamed(self, request: web.Request, raw: dict[str, Any] | NucleusError) -> web.StreamResponse:
-        """A line ``{stream, text}`` for each piece of output, then one with the reply and its ``http_status``.
+        """A line ``{stream, text}`` for each piece of output, or ``{progress: {files, bytes}}`` of a search; the reply.
+
+        The reply is the last line, with its ``http_status``.
 
         Where nothing is written before the reply it is the ordinary answer. A reader that is more than `STREAM_BYTES`
         behind, and a stream that is no UTF-8, get the rest with the reply alone.
         """
         live = _Live()
-        task = asyncio.ensure_future(self._driver.run(raw, lambda: self._principal(request), output=live.wrote))
+        task = asyncio.ensure_future(
+            self._driver.run(raw, lambda: self._principal(request), output=live.wrote, progress=live.searched)
+        )
         try:
             await asyncio.wait((task, first := asyncio.ensure_future(live.some.wait())), return_when="FIRST_COMPLETED")
             first.cancel()
@@ -188,6 +193,11 @@ class _Live:
                 return  # and nothing after it: what was sent is always the beginning of the whole
             self._lines.append(line)
             self.some.set()
+
+    def searched(self, files: int, size: int) -> None:
+        """How far a search is; who has not read of the last word hears the newest alone."""
+        self._lines[:] = [_line({"progress": {"files": files, "bytes": size}})]
+        self.some.set()
 
     def take(self) -> list[bytes]:
         """The lines so far."""

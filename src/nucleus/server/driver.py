@@ -24,7 +24,7 @@ from nucleus.gate import effects as fx
 from nucleus.gate.pipeline import Gate, Request, handle
 from nucleus.model.decision import Decision
 from nucleus.model.grant import Grant
-from nucleus.model.operation import Base, Run
+from nucleus.model.operation import Base, Glob, Grep, Run
 from nucleus.model.principal import Principal
 from nucleus.model.receipt import Meter, Outcome, Redirect, Reply
 from nucleus.server.authority import Answer, Authority
@@ -34,6 +34,7 @@ from nucleus.server.wire import parse_operation
 Seam = Callable[[str], None]
 Parse = Callable[[dict[str, Any]], Base]
 Output = Callable[[str, bytes], None]
+Progress = Callable[[int, int], None]
 LOG_BURST = 33_554_432  # bytes of records that a pod may cause at once
 LOG_RATE = 524_288  # and for each second after that
 _RECORD = 700  # bytes of a record besides its operation
@@ -88,6 +89,7 @@ class Driver:
         authenticate: Callable[[], Principal],
         parse: Parse = parse_operation,
         output: Output | None = None,
+        progress: Progress | None = None,
     ) -> Reply:
         """One request through the pipeline. When the caller is cancelled the pipeline still reaches its end.
 
@@ -97,12 +99,13 @@ class Driver:
             parse: reads `raw`: what may be asked at a door, or what the gateway asks.
             output: told what a command writes while it runs. The reply has all of it again: whoever is told shows it
                 before its outcome is on record; its intent is.
+            progress: told how far a search is: files and bytes so far.
         """
         while (wait := self._log_debt_s()) > 0:  # noqa: ASYNC110 - a debt is paid by time alone
             await asyncio.sleep(wait)
         broken = raw if isinstance(raw, NucleusError) else None
         request = Request(self._new_id(), self._new_id(), {} if isinstance(raw, NucleusError) else raw)
-        job = _Job(self, request, authenticate, broken, parse, output)
+        job = _Job(self, request, authenticate, broken, parse, output, progress)
         task = asyncio.ensure_future(job.run())
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
@@ -139,8 +142,10 @@ class _Job:
         broken: NucleusError | None,
         parse: Parse,
         output: Output | None,
+        progress: Progress | None,
     ) -> None:
         self._output = output
+        self._progress = progress
         self._driver = driver
         self._broken = broken
         self._request = request
@@ -153,7 +158,7 @@ class _Job:
     def abandon(self) -> None:
         """The caller went away."""
         self._gone = True
-        self._output = None
+        self._output = self._progress = None
         if self._interruptible is not None:
             self._interruptible.cancel()
 
@@ -215,6 +220,8 @@ class _Job:
                     meter.more = partial(Lease(authority, self._request.reservation, held, short).more, meter)
                 if self._output is not None and isinstance(operation, Run):
                     meter.output = self._wrote
+                elif self._progress is not None and isinstance(operation, Glob | Grep):
+                    meter.progress = self._searched
                 return await self._interrupt(driver._executor.execute(grant, operation, meter))
             case fx.Settle(reservation, actual):
                 return await self._hold(authority.settle(reservation, actual), False)
@@ -226,6 +233,10 @@ class _Job:
     def _wrote(self, name: str, data: bytes) -> None:
         if self._output is not None:
             self._output(name, data)
+
+    def _searched(self, files: int, size: int) -> None:
+        if self._progress is not None:
+            self._progress(files, size)
 
     async def _hold(self, answer: Answer, now: bool) -> None:
         """A change of the ledger whose answer is awaited with the record that follows it (see the module)."""

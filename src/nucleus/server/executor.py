@@ -30,6 +30,8 @@ _PATIENCE_NS = LIMITS.grace_ns
 SEARCH_LIMITS = ("count", "bytes", "per_file", "depth", "size", "gitignore")
 _KINDS: tuple[list[str], ...] = ([], ["context"])
 _HEX = frozenset("0123456789abcdef")
+_WORDS = 100  # of one search that is not done; hands says one each quarter of a second
+_MOST = 1 << 53  # files or bytes that a search can have gone through
 PLAIN = {
     "not_found": "no such file or directory",
     "not_a_file": "not a regular file",
@@ -155,6 +157,8 @@ class Executor:
         part = None
         if meter is not None and meter.output is not None:
             header, part = {**header, "stream": True}, _bounded(meter.output)
+        elif meter is not None and meter.progress is not None:
+            header, part = {**header, "stream": True}, _growing(meter.progress)
         ident, future = self._channel.start(header, body, part)
         stop = partial(self._channel.send, {"op": "cancel", "target": ident, "id": 0})
         try:
@@ -254,6 +258,23 @@ def _bounded(output: Callable[[str, bytes], None]) -> Callable[[Frame], None]:
         if isinstance(name, str) and 0 < len(frame.body) <= room.get(name, 0):
             room[name] -= len(frame.body)
             output(name, frame.body)
+
+    return part
+
+
+def _growing(progress: Callable[[int, int], None]) -> Callable[[Frame], None]:
+    """Pass on how far hands says a search is, at most `_WORDS` times; what goes back, or is no number, is nothing."""
+    last, words = (0, 0), 0
+
+    def part(frame: Frame) -> None:
+        nonlocal last, words
+        match frame.header:
+            case {"out": "progress", "files": files, "bytes": size} if words < _WORDS:
+                if type(files) is not int or type(size) is not int:
+                    return
+                if last[0] <= files <= _MOST and last[1] <= size <= _MOST and (files, size) != last:
+                    last, words = (files, size), words + 1
+                    progress(files, size)
 
     return part
 

@@ -13,7 +13,11 @@ from nucleus.errors import FAMILIES
 from nucleus.limits import LIMITS
 from nucleus.model.operation import OPERATIONS, Base
 
-STREAMED = frozenset({"run"})
+STREAMED = {
+    "run": "lines {stream, text}, then the reply",
+    "glob": "lines {progress: {files, bytes}} of a search that takes long, then the reply",
+}
+STREAMED["grep"] = STREAMED["glob"]
 
 
 def document() -> dict[str, Any]:
@@ -125,7 +129,7 @@ def _charge() -> dict[str, Any]:
 def _operation(kind: str, model: type[Base]) -> dict[str, Any]:
     reply = _json({"$ref": "#/components/schemas/Reply"})
     if kind in STREAMED:
-        lines = {"type": "string", "description": "lines {stream, text}, then the reply"}
+        lines = {"type": "string", "description": STREAMED[kind]}
         reply["application/x-ndjson"] = {"schema": lines}
     return {
         "operationId": kind,
