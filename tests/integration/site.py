@@ -111,7 +111,9 @@ class Site:
         return self.start([sys.executable, "-I", "-c", code, *arguments], **keywords)
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.audit_log.read_text().splitlines()] if self.audit_log.exists() else []
+        """What is on record: whole lines, for the authority may be writing the next."""
+        text = self.audit_log.read_text() if self.audit_log.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def verify(self) -> subprocess.CompletedProcess[str]:
         return self.cli("verify", "--consistent", str(self.audit_log), program="nucleus-audit")
