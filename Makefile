@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-audit fuzz simulate kill prove clean
+.PHONY: docs help setup demo test test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ docs: setup ## what the documentation takes from the code: README's limits, the 
 
 bench-search: setup ## glob and grep against ripgrep and a plain scandir walk, on a synthetic tree of 63 MB
 	@$(BIN)/python -m bench.search
+
+bench-streaming: setup ## what streaming costs: a line from the pod to its reader, a run with and without
+	@$(BIN)/python -m bench.streaming
 
 fuzz: setup ## coverage-guided tests of all that reads hostile bytes (FUZZ_SECONDS=60, or FUZZ_RUNS; TARGET=, REPLAY=)
 	@UV_PROJECT_ENVIRONMENT=.venv-fuzz $(BIN)/uv sync -q --locked --no-dev --group fuzz
