@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test: setup ## the tests; ends with what was skipped and why
 	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
 	fi
 	@$(BIN)/pytest
+
+test-backends: setup ## every promise of a pod, tried against each kind of isolation that this machine can start
+	@$(BIN)/pytest tests/pod/test_conformance.py && $(BIN)/nucleus doctor --backends --full
 
 test-egress: setup ## every attempt to get out of a pod, and what is to work
 	@$(BIN)/pytest tests/network tests/adversarial/test_egress.py $(wildcard tests/adversarial/test_opened_attacks.py) \

@@ -2,7 +2,8 @@
 
 Promises: exit 0 when a namespaces pod can be made here, 6 when not, with each thing that is missing and its next step;
 what a pod would start without is named too. Everything was tried, nothing is guessed (`nucleus.pod.detect`).
-Does not: start a pod or a helper, or change anything on the machine.
+Does not: start a pod or a helper, or change anything on the machine, but for `--backends`, which tries pods of its own
+in a directory of its own (`nucleus.testing.conformance`) and removes both.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from nucleus.pod.detect import Choice, Fact
 
 USAGE = """\
-usage: nucleus doctor [--workspace DIR] [--floor BACKEND] [--json]
+usage: nucleus doctor [--workspace DIR] [--floor BACKEND] [--backends [--full]] [--json]
 
 What this machine can do for a pod, each found by trying it. Exit code 0: a pod can be made; 6: it cannot.
 
   --workspace DIR   the directory whose file system is tried (default: the current one)
   --floor BACKEND   the weakest backend that will do: namespaces, gvisor, qemu, firecracker
+  --backends        make pods of each backend that can be started here (not weaker than --floor) and check what every
+                    pod promises; exit code 6 when one does not keep it
+  --full            with --backends: every check, not only those that matter most
   --json            for programs
 """
 ADVISORY = (
@@ -41,7 +45,8 @@ def main(argv: list[str]) -> int:
     """Run the verb: 0 or 6. Raises InvalidError."""
     from nucleus.cli.options import FLAG, ONE, invalid, parse
 
-    options, extra = parse(argv, {"workspace": ONE, "floor": ONE, "json": FLAG, "help": FLAG})
+    words = {"workspace": ONE, "floor": ONE, "backends": FLAG, "full": FLAG, "json": FLAG, "help": FLAG}
+    options, extra = parse(argv, words)
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0
@@ -53,6 +58,10 @@ def main(argv: list[str]) -> int:
 
     if options["floor"] not in ("", "none", *LADDER):
         raise invalid(f"--floor is one of {', '.join(LADDER)}")
+    if options["full"] and not options["backends"]:
+        raise invalid("--full goes with --backends")
+    if options["backends"]:
+        return _backends(options)
     facts = detect(os.path.abspath(options["workspace"] or os.getcwd()))
     choice = backend_choice(facts, options["floor"])
     code = 0 if choice.backend else SandboxError.exit_code
@@ -64,6 +73,37 @@ def main(argv: list[str]) -> int:
         from nucleus.cli.main import printable
 
         sys.stdout.write(printable("\n".join(lines(facts, choice)) + "\n"))
+    return code
+
+
+def _backends(options: dict[str, Any]) -> int:
+    """The conformance suite against each backend that can be started here; 0 or 6."""
+    from nucleus.cli.main import printable
+    from nucleus.errors import SandboxError
+    from nucleus.pod.backend import LADDER
+    from nucleus.pod.detect import startable
+    from nucleus.testing.conformance.suite import run
+
+    least = LADDER.index(options["floor"]) if options["floor"] in LADDER else 0
+    found = startable()
+    reports, rows = [], []
+    for name in LADDER[least:]:
+        if reason := found[name]:
+            rows.append(f"{name}: not tried: {reason}")
+            continue
+        if not options["json"]:
+            sys.stderr.write(f"nucleus: trying {name}\n")
+        reports.append(run(name, short=not options["full"]))
+        rows += [*reports[-1].lines(), ""]
+    code = 0 if reports and all(each.conforms for each in reports) else SandboxError.exit_code
+    if options["json"]:
+        import json
+
+        not_tried = {name: found[name] for name in LADDER[least:] if found[name]}
+        body = {"ok": code == 0, "exit_code": code, "backends": [r.as_dict() for r in reports], "not_tried": not_tried}
+        sys.stdout.write(json.dumps(body, indent=2) + "\n")
+    else:
+        sys.stdout.write(printable("\n".join(rows) + "\n"))
     return code
 
 

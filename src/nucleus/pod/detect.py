@@ -168,6 +168,11 @@ def backend_choice(facts: Sequence[Fact], floor: str = "") -> Choice:
     return Choice("namespaces", "all that a namespaces pod needs was done here", stronger)
 
 
+def startable() -> dict[str, str]:
+    """Each backend, and why no pod of it can be asked for here; "" where one can (whether it starts, a pod shows)."""
+    return {name: "" if name == "namespaces" else "not in this version" for name in LADDER}
+
+
 # Probes' frame
 
 
