@@ -22,6 +22,7 @@ from nucleus.audit.verify import Verifier
 from nucleus.errors import InvalidError, NucleusError
 from nucleus.frames import Decoder
 from nucleus.frames import encode as encode_frame
+from nucleus.globs import folded as folded_text
 from nucleus.lattice.commands import analyse
 from nucleus.lattice.decision import Context, decide
 from nucleus.lattice.emit import emit
@@ -139,7 +140,9 @@ def globs(data: bytes) -> None:
     assert validate_glob("glob", found) == found
     matched = PathSet((found,), False).find(path)
     folded = PathSet((found,), True).find(path)
-    assert matched is None or folded is not None, "ignoring case matches less"
+    # A set of all but some holds less when cases are one; and a letter may be two when they are (ß, ﬁ).
+    if "[!" not in found and "[^" not in found and len(folded_text(path)) == len(path):
+        assert matched is None or folded is not None, "ignoring case matches less"
     if not set(found) & set("*?[]!{}\\") and found == path:
         assert matched is not None
         assert PathSet((found,), False).find(f"{path}/below") is not None

@@ -28,7 +28,28 @@ def test_one_spelling(glob: str, spelled: str) -> None:
     assert anchored(spelled) == spelled
 
 
-pieces = st.sampled_from(["a", "b", "ab", ".env", "*", "*.py", "a*", "?", "**", "a**", "**b", "[ab]", "[!a]", "A"])
+pieces = st.sampled_from(
+    [
+        "a",
+        "b",
+        "ab",
+        ".env",
+        "*",
+        "*.py",
+        "a*",
+        "?",
+        "**",
+        "a**",
+        "**b",
+        "[ab]",
+        "[!a]",
+        "A",
+        "[B-a]",
+        "[!A-C]",
+        "[A]b",
+        "[!]",
+    ]
+)
 globs = st.builds(
     lambda before, parts, after: before + "/".join(parts) + after,
     st.sampled_from(["", "", "", "./", "/", "**/"]),

@@ -19,6 +19,22 @@ def folded(text: str) -> str:
     return normalize("NFKC", normalize("NFKC", text).casefold())
 
 
+def folded_glob(glob: str) -> str:
+    """`folded` of what a glob spells out; what is in ``[...]`` stays: ``[I-s]`` is no range of small letters.
+
+    Whoever matches it asks for both cases of each of the path's characters.
+    """
+    parts, at = [], 0
+    while (start := glob.find("[", at)) >= 0:
+        body = start + 2 if glob[start + 1 : start + 2] in ("!", "^") else start + 1
+        end = glob.find("]", body + 1)
+        if end < 0:
+            break
+        parts += [folded(glob[at:start]), glob[start : end + 1]]
+        at = end + 1
+    return "".join(parts) + folded(glob[at:])
+
+
 def anchored(glob: str) -> str:
     """One spelling of globs that cover the same: ``/pattern`` starts at the root, anything else is a name at any depth.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from nucleus.globs import anchored, folded
+from nucleus.globs import anchored, folded_glob
 from nucleus.lattice import tables
 from nucleus.lattice.paths import path_set
 from nucleus.lattice.policy import Argument, CommandRule
@@ -23,7 +23,7 @@ _SPECIAL = frozenset("*?[")
 
 def canonical_glob(glob: str, *, fold: bool = False) -> str:
     """One spelling of globs that mean the same to `paths.PathSet`."""
-    return anchored(folded(glob) if fold else glob)
+    return anchored(folded_glob(glob) if fold else glob)
 
 
 def glob_covered(glob: str, globs: frozenset[str], *, fold: bool = False) -> bool:

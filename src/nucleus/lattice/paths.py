@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from nucleus.globs import anchored, folded
+from nucleus.globs import anchored, folded, folded_glob
 
 # Tokens of the automaton.
 _SET, _STAR, _DIRS, _DIRS_INSIDE, _GLOBSTAR = range(5)
@@ -26,16 +26,22 @@ def glob_match(pattern: str, path: str, *, ignore_case: bool = False) -> bool:
         path: a normalized relative path.
     """
     if ignore_case:
-        pattern, path = folded(pattern), folded(path)
-    return _compile(pattern).matches(path)
+        pattern, path = folded_glob(pattern), folded(path)
+    return _compile(pattern, ignore_case).matches(path)
 
 
 class _Automaton:
-    """Shift-and over the tokens of one glob: bit i of the state is "the first i tokens have matched"."""
+    """Shift-and over the tokens of one glob: bit i of the state is "the first i tokens have matched".
 
-    __slots__ = ("dirs", "dirs_inside", "final", "globstars", "literals", "sets", "stars")
+    Args:
+        pattern: the glob; with `fold` its `folded_glob`, for paths that are folded.
+        fold: a set has a character in both its cases.
+    """
 
-    def __init__(self, pattern: str) -> None:
+    __slots__ = ("dirs", "dirs_inside", "final", "fold", "globstars", "literals", "sets", "stars")
+
+    def __init__(self, pattern: str, fold: bool) -> None:
+        self.fold = fold
         self.stars = self.dirs = self.dirs_inside = self.globstars = 0
         self.literals: dict[str, int] = {}
         self.sets: list[tuple[int, bool, tuple[tuple[str, str], ...]]] = []
@@ -72,7 +78,7 @@ class _Automaton:
             step = self.literals.get(character, 0)
             if not slash:
                 for bit, negated, ranges in self.sets:
-                    if any(low <= character <= high for low, high in ranges) != negated:
+                    if (_within(character, ranges) or (self.fold and _within(character.upper(), ranges))) != negated:
                         step |= bit
             new = (state & step) << 1 | state & self.globstars
             if slash:
@@ -83,6 +89,10 @@ class _Automaton:
                 return False
             state = self._skip(new)
         return bool(state & self.final)
+
+
+def _within(character: str, ranges: tuple[tuple[str, str], ...]) -> bool:
+    return len(character) == 1 and any(low <= character <= high for low, high in ranges)
 
 
 def _tokens(pattern: str) -> list[tuple[int, str | tuple[bool, tuple[tuple[str, str], ...]]]]:
@@ -132,8 +142,8 @@ def _set(pattern: str, at: int) -> tuple[tuple[bool, tuple[tuple[str, str], ...]
 
 
 @lru_cache(maxsize=2048)
-def _compile(pattern: str) -> _Automaton:
-    return _Automaton(pattern)
+def _compile(pattern: str, fold: bool) -> _Automaton:
+    return _Automaton(pattern, fold)
 
 
 # --- sets of policy globs ---
@@ -182,7 +192,7 @@ class PathSet:
             self._tails.setdefault(text[-self._key :], []).append((text, glob))
 
     def _add(self, glob: str) -> None:
-        text = anchored(folded(glob) if self._fold else glob)
+        text = anchored(folded_glob(glob) if self._fold else glob)
         if text[0] == "/":
             last = text.rpartition("/")[2]
             same = self._anchored if _SPECIAL & set(last) else self._ending.setdefault(last, [])
@@ -238,7 +248,7 @@ class PathSet:
         for text, glob in self._tails.get(name[-key:], ()) if key else self._suffix:
             if name.endswith(text):
                 return glob
-        return next((glob for text, glob in self._names if _compile(text).matches(name)), None)
+        return next((glob for text, glob in self._names if _compile(text, self._fold).matches(name)), None)
 
     def _suspect(self, names: list[str]) -> bool:
         """Does a name begin or end as a pattern does?"""
@@ -251,7 +261,8 @@ class PathSet:
 
     def _anchor(self, path: str) -> str | None:
         ending = self._ending.get(path.rpartition("/")[2], ())
-        return next((glob for text, glob in (*ending, *self._anchored) if _compile(text).matches(path)), None)
+        fold = self._fold
+        return next((glob for text, glob in (*ending, *self._anchored) if _compile(text, fold).matches(path)), None)
 
 
 @lru_cache(maxsize=256)

@@ -32,7 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nucleus.errors import SandboxError
-from nucleus.globs import anchored, folded
+from nucleus.globs import anchored, folded, folded_glob
 from nucleus.kernel import syscalls
 from nucleus.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from nucleus.pod import gitconfig
@@ -59,7 +59,7 @@ def matcher(globs: list[str]) -> Match:
     names: list[str] = []
     rooted: list[tuple[str, str]] = []  # (its last part when that is literal, the glob)
     for glob in globs:
-        text = anchored(folded(glob))
+        text = anchored(folded_glob(glob))
         if text[0] != "/":
             names.append(glob)
         else:
@@ -74,7 +74,7 @@ def matcher(globs: list[str]) -> Match:
         found = seen.get(name)
         if found is None:
             found = seen[name] = by_name.find(name) is not None
-        return found or any(last in ("", name) and glob_match(glob, path) for last, glob in rooted)
+        return found or any(last in ("", name) and glob_match(glob, path, ignore_case=True) for last, glob in rooted)
 
     return match
 
