@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean audit-deps dist
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,8 +19,8 @@ setup: .venv/.done ## a virtual environment with the locked dependencies (and De
 	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
 	fi
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9
-	@$(BIN)/uv sync -q --locked --inexact
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r supply/uv.txt
+	@$(BIN)/uv sync -q --locked --inexact --no-build
 	@$(BIN)/python -m compileall -q src/nucleus
 	@touch $@
 
@@ -86,6 +86,19 @@ bench-egress: setup ## what the way out costs: requests, a stream of bytes, name
 bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent gets done in each trifecta mode
 	@for mode in static session provenance all; do $(BIN)/python -m bench.agentdojo --mode $$mode || exit 1; done
 
+audit-deps: setup ## licences, known vulnerabilities (AUDIT_SERVICE=pypi|osv, AUDIT_URL=…), bill of materials in dist/
+	@test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r supply/requirements.txt
+	@$(BIN)/python -m supply sbom dist/nucleus.cdx.json && .venv-audit/bin/python supply/validate.py dist/nucleus.cdx.json
+	@$(BIN)/python -m supply
+
+dist: setup ## the wheel, the same bytes from the same commit, its bill of materials and their SHA-256 (docs/release.md)
+	@rm -rf dist && mkdir dist
+	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && \
+	  $(BIN)/uv build -q --wheel --build-constraints supply/build.txt --require-hashes --out-dir dist && \
+	  $(BIN)/python -m supply sbom dist/nucleus.cdx.json
+	@rm -f dist/.gitignore && cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
 docs: setup ## what the documentation takes from the code: README's limits, the policy's schema
 	@$(BIN)/python docs/generate.py
 
@@ -112,4 +125,4 @@ prove: setup ## the lattice's laws: by Z3 on the production functions, and exhau
 	@$(BIN)/python -m proofs
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .real .spiffe .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .venv-audit .real .spiffe .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
