@@ -1,7 +1,7 @@
 """The bill of materials: CycloneDX 1.6 JSON, made from the lock, the same bytes each time.
 
 Promises: each package that a user gets on Linux, with version, purl, the SHA-256 of every file that the lock allows,
-its licence where it is installed here, and what it depends on; what a wheel is known to bundle as a component inside it.
+its licence where it is installed here, and what it depends on; what a wheel is known to bundle as a component in it.
 Hashes are in the package's one reference, not one reference a file: a validator takes 20 ms for each IRI.
 Does not: list the system's Python, OpenSSL, SQLite and libc, which we do not ship (docs/memory-safety.md names them).
 """

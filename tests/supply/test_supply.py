@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supply.lock import Package
 
 from supply import __main__ as program
 from supply import licences, lock, sbom, vulnerabilities
-from supply.lock import Package
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).with_name("uv")

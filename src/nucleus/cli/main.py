@@ -1,6 +1,7 @@
 """`nucleus`: finds the verb, runs it, and is the one place where the program's exit code is made.
 
-Promises: `nucleus --version` and `--help` import nothing but this file; a verb imports its own file and no other's.
+Promises: `nucleus --version` and `--help` import nothing but this file; `--version --json`, and a verb, import their
+own file and no other's.
 Exit codes: 0 ok, the command's or agent's own, 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
 6 sandbox unavailable, 130 interrupted, 141 our output's reader went away. Errors go to standard error with code,
 message, the rule that fired and the next step.
@@ -39,7 +40,7 @@ usage: nucleus [--no-helper] VERB ...
   help       this text; `nucleus VERB --help` for a verb
 
   --no-helper   use no resident helper (also: NUCLEUS_NO_HELPER=1)
-  --version     print the version
+  --version     print the version; with --json after it, the SHA-256 of its own files, compared with the wheel's RECORD
 
 exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval needed, 5 budget exhausted,
             6 sandbox unavailable
@@ -102,6 +103,10 @@ def _dispatch(arguments: list[str]) -> int:
     while arguments and arguments[0].startswith("-"):
         flag = arguments.pop(0)
         if flag in ("--version", "-V"):
+            if arguments[:1] == ["--json"]:
+                from nucleus.cli import own_files
+
+                return own_files.main()
             print(f"nucleus {__version__}")
             return 0
         if flag in ("--help", "-h"):
