@@ -1,4 +1,5 @@
-"""What the documentation takes from the code: README's limits, the policy's schema, the HTTP API. `--check` compares.
+"""What the documentation takes from the code: README's limits, the policy's schema, the HTTP API, and what is not
+memory-safe (from the lock). `--check` compares.
 
 Each bound of `nucleus.limits` that has a comment becomes a row; the comment is its description.
 """
@@ -16,7 +17,12 @@ from nucleus.limits import LIMITS
 from nucleus.server.openapi import document
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from supply import native  # noqa: E402 -- of the repository, not of the wheel
+
 BEGIN, END = "<!-- limits: made by `make docs` -->\n", "<!-- end of limits -->\n"
+NATIVE_BEGIN, NATIVE_END = "<!-- native: made by `make docs` -->\n", "<!-- end of native -->\n"
 
 
 def limits() -> str:
@@ -54,16 +60,22 @@ def shown(name: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Path to what it should hold."""
-    readme = ROOT / "README.md"
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit("README.md has no place for the limits")
+    readme, safety = ROOT / "README.md", ROOT / "docs/memory-safety.md"
     return {
-        readme: before + begin + limits() + end + after,
+        readme: between(readme, BEGIN, limits(), END),
+        safety: between(safety, NATIVE_BEGIN, native.table(), NATIVE_END),
         ROOT / "docs/openapi.json": json.dumps(document(), indent=2, ensure_ascii=False) + "\n",
         ROOT / "docs/policy.schema.json": json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n",
     }
+
+
+def between(page: Path, begin: str, text: str, end: str) -> str:
+    """The page with `text` between its two marks."""
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page.name} has no place for {begin.strip()}")
+    return before + begin + text + end + after
 
 
 def main(argv: list[str]) -> int:

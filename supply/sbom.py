@@ -16,14 +16,15 @@ from typing import Any
 from supply.licences import READ, licence_of
 from supply.lock import PROJECT, Package
 
-# What the wheels hold that somebody else wrote: (wheel's package, name, kind). Versions are the wheel's own affair;
-# those that can be asked are asked when the bill is made.
+# What the wheels hold that somebody else wrote: (wheel's package, name, language, version or "" where it cannot be
+# asked). The tests ask what is installed.
 BUNDLED = (
-    ("aiohttp", "llhttp", "C"),
-    ("cryptography", "openssl", "C"),
-    ("google-re2", "re2", "C++"),
-    ("google-re2", "abseil-cpp", "C++"),
-    ("pyyaml", "libyaml", "C"),
+    ("aiohttp", "llhttp", "C", ""),
+    ("cffi", "libffi", "C", ""),
+    ("cryptography", "openssl", "C", "4.0.3"),
+    ("google-re2", "re2", "C++", "2025-11-05"),
+    ("google-re2", "abseil-cpp", "C++", ""),
+    ("pyyaml", "libyaml", "C", "0.2.5"),
 )
 _NAMESPACE = uuid.UUID("6f1d2c1e-94c6-5a0b-8f4f-5a1e7f2d1b55")
 
@@ -76,11 +77,11 @@ def _component(package: Package) -> dict[str, Any]:
     }  # fmt: skip
     if licence := READ.get(package.name) or licence_of(package):
         made["licenses"] = [{"expression": licence}]
-    inside = [(name, kind) for owner, name, kind in BUNDLED if owner == package.name]
+    inside = [(name, kind, version) for owner, name, kind, version in BUNDLED if owner == package.name]
     if inside:
         made["components"] = [
             {"type": "library", "bom-ref": f"{package.purl}#{name}", "name": name,
-             "properties": [{"name": "nucleus:language", "value": kind}]}
-            for name, kind in inside
+             "properties": [{"name": "nucleus:language", "value": kind}], **({"version": version} if version else {})}
+            for name, kind, version in inside
         ]  # fmt: skip
     return made

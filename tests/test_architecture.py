@@ -20,6 +20,11 @@ IMPURE_MODULES = {
     "os", "socket", "subprocess", "time", "random", "secrets", "asyncio", "ctypes", "select", "selectors", "signal",
     "threading", "multiprocessing", "shutil", "tempfile", "ssl", "http", "urllib", "fcntl", "pty", "uuid",
 }  # fmt: skip
+# What makes objects, or runs code, from bytes; and every parser of XML.
+DESERIALIZERS = {
+    "pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle", "joblib", "code", "codeop", "runpy",
+    "xml", "xmlrpc", "plistlib", "lxml", "defusedxml", "xmltodict", "html5lib", "pyexpat",
+}  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -107,6 +112,14 @@ def test_no_pickle_no_eval_no_shell() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                assert name not in {"eval", "exec", "os.system", "os.popen"}, f"{path}:{node.lineno}"
+                assert name not in {"eval", "exec", "compile", "os.system", "os.popen"}, f"{path}:{node.lineno}"
                 assert not any(k.arg == "shell" and ast.unparse(k.value) == "True" for k in node.keywords), path
-        assert not {n.split(".")[0] for n in imports(path)} & {"pickle", "marshal", "shelve", "xml"}, path
+        assert not {n.split(".")[0] for n in imports(path)} & DESERIALIZERS, path
+
+
+def test_yaml_is_read_in_one_place_by_the_safe_loader() -> None:
+    users = [path for path in modules() if "yaml" in {name.split(".")[0] for name in imports(path)}]
+    assert users == [SOURCE / "lattice" / "yamltree.py"]
+    for node in ast.walk(ast.parse(users[0].read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("yaml", "self.yaml"):
+            assert node.attr == "SafeLoader" or node.attr.endswith(("Error", "Event")), f"yaml.{node.attr}"

@@ -4,7 +4,7 @@ Promises: the digest is what anybody gets without us, in the directory that hold
     find nucleus -type f ! -path '*/__pycache__/*' | LC_ALL=C sort | xargs sha256sum | sha256sum
 A release publishes it (`make dist`, docs/release.md). Where the installed wheel's RECORD is beside the package, each
 file is compared with it too: what differs, is missing or is not in it is named, and the exit code is 1.
-Relies on: who wrote the files did not write this one. An answer about oneself finds accidents and careless changes; what
+Relies on: who wrote the files did not write this one. An answer about oneself finds accidents; what
 finds an intruder is the command above, run from outside, against the published digest.
 Does not: look at bytecode in `__pycache__`, at dependencies (pip's hashes and the SBOM speak of those), or at Python.
 """
