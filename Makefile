@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean audit-deps dist
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean audit-deps dist audit-offline release
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,13 +62,13 @@ test-api: setup ## the HTTP API against its OpenAPI document, by schemathesis (i
 	@NUCLEUS_API=$(CURDIR)/.api $(BIN)/pytest tests/api -s
 
 check: setup ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench demo proofs simulate fuzz docs
-	@$(BIN)/ruff format --check src tests bench demo proofs simulate fuzz docs
+	@$(BIN)/ruff check src tests bench demo proofs simulate fuzz docs supply
+	@$(BIN)/ruff format --check src tests bench demo proofs simulate fuzz docs supply
 	@$(BIN)/mypy
 
 format: setup ## ruff format, and the fixes that are safe
-	@$(BIN)/ruff format src tests bench demo proofs simulate fuzz docs
-	@$(BIN)/ruff check --fix src tests bench demo proofs simulate fuzz docs
+	@$(BIN)/ruff format src tests bench demo proofs simulate fuzz docs supply
+	@$(BIN)/ruff check --fix src tests bench demo proofs simulate fuzz docs supply
 
 bench: setup ## the figures of the closing notes, against their floors and peers, in one run
 	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
@@ -86,11 +86,14 @@ bench-egress: setup ## what the way out costs: requests, a stream of bytes, name
 bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent gets done in each trifecta mode
 	@for mode in static session provenance all; do $(BIN)/python -m bench.agentdojo --mode $$mode || exit 1; done
 
-audit-deps: setup ## licences, known vulnerabilities (AUDIT_SERVICE=pypi|osv, AUDIT_URL=…), bill of materials in dist/
+audit-deps: audit-offline ## licences, hashes, bill of materials in dist/, known vulnerabilities (AUDIT_SERVICE=pypi|osv, AUDIT_URL=https://HOST)
+	@$(BIN)/python -m supply vulnerabilities
+
+audit-offline: setup ## of these what needs no service: all but known vulnerabilities
 	@test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r supply/requirements.txt
 	@$(BIN)/python -m supply sbom dist/nucleus.cdx.json && .venv-audit/bin/python supply/validate.py dist/nucleus.cdx.json
-	@$(BIN)/python -m supply
+	@$(BIN)/python -m supply offline
 
 dist: setup ## the wheel, the same bytes from the same commit, its bill of materials and their SHA-256 (docs/release.md)
 	@rm -rf dist && mkdir dist
@@ -98,6 +101,10 @@ dist: setup ## the wheel, the same bytes from the same commit, its bill of mater
 	  $(BIN)/uv build -q --wheel --build-constraints supply/build.txt --require-hashes --out-dir dist && \
 	  $(BIN)/python -m supply sbom dist/nucleus.cdx.json
 	@rm -f dist/.gitignore && cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+release: dist ## what dist made, with signed provenance (KEY=private.pem, kept elsewhere): dist/nucleus.intoto.jsonl
+	@test -n "$(KEY)" || { echo "KEY=private.pem: docs/release.md"; exit 2; }
+	@$(BIN)/python -m supply attest dist --key "$(KEY)"
 
 docs: setup ## what the documentation takes from the code: README's limits, the policy's schema
 	@$(BIN)/python docs/generate.py

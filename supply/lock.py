@@ -85,6 +85,26 @@ def runtime(packages: dict[tuple[str, str], Package]) -> list[Package]:
     return [packages[key] for key in sorted(seen)]
 
 
+def pinned(*paths: Path) -> list[Package]:
+    """What requirements files pin, with hashes; they say neither registry nor files' names.
+
+    Raises:
+        ValueError: a line that is neither a pin nor a hash.
+    """
+    found = []
+    for path in paths:
+        for line in path.read_text().replace("\\\n", " ").splitlines():
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            name, equals, version = words[0].partition("==")
+            digests = [word.removeprefix("--hash=") for word in words[1:] if word.startswith("--hash=")]
+            if not equals or len(digests) != len(words) - 1 or not digests or not all(map(_is_sha256, digests)):
+                raise ValueError(f"{path.name}: not NAME==VERSION --hash=sha256:…: {line[:100]!r}")
+            found.append(Package(name, version, REGISTRY, tuple(("", digest) for digest in digests), ()))
+    return found
+
+
 def problems(packages: dict[tuple[str, str], Package]) -> list[str]:
     """What is wrong with where the packages come from; of all of them, the tools that we develop with included."""
     found = []

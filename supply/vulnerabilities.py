@@ -15,6 +15,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from supply.lock import Package
@@ -26,6 +27,7 @@ Ignored = dict[tuple[str, str], tuple[str, datetime.date]]
 IGNORED: Ignored = {}
 _ANSWER = 64 << 20  # bytes; a project with thousands of releases has a few MiB
 _SECONDS = 30
+_AT_ONCE = 8
 
 
 class NoAnswer(Exception):
@@ -105,12 +107,13 @@ def audit(
     except NoAnswer as error:
         return [], [f"everything: {service.url} does not answer about {name} {version}: {error}"]
     found, unknown = [], []
-    for package in packages:
+    asked = list(packages)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        answers = list(pool.map(lambda package: _ask(service, package), asked))
+    for package, known in zip(asked, answers, strict=True):
         label = f"{package.name} {package.version}"
-        try:
-            known = service.known(package.name, package.version)
-        except NoAnswer as error:
-            unknown.append(f"{label}: {error}")
+        if isinstance(known, NoAnswer):
+            unknown.append(f"{label}: {known}")
             continue
         for one in known:
             names = _names(one)
@@ -119,6 +122,13 @@ def audit(
                 late = " (was ignored until a day that has passed)" if reasons else ""
                 found.append(f"{label}: {', '.join(names)}{late}{_fixed(one)}")
     return found, unknown
+
+
+def _ask(service: Service, package: Package) -> list[dict[str, Any]] | NoAnswer:
+    try:
+        return service.known(package.name, package.version)
+    except NoAnswer as error:
+        return error
 
 
 def _advisories(value: Any) -> list[dict[str, Any]]:

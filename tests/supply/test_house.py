@@ -128,3 +128,48 @@ def test_no_xml_parser_is_on_a_path() -> None:
     loaded = set(done.stdout.split())
     assert {"nucleus", "yaml", "markdownify"} <= loaded
     assert not loaded & {"xml", "pyexpat", "lxml", "xmlrpc", "plistlib", "html5lib"}
+
+
+# --- CI ---
+
+
+UNPINNED = re.compile(
+    r"^\s*-?\s*(?:uses:\s*(?!\./)[^\s@]+(?:@(?![0-9a-f]{40}\b).*)?|image:\s*(?!.*@sha256:[0-9a-f]{64}).*)$", re.M
+)
+
+
+def test_workflows_and_actions_are_pinned() -> None:
+    """There are none (`.ci/run` is all); one that is added names commits and image digests."""
+    for line, bad in (
+        ("      - uses: actions/checkout@v4", True),
+        ("      - uses: actions/checkout", True),
+        ("      - uses: actions/checkout@" + "0" * 40 + " # v4", False),
+        ("      - uses: ./.github/actions/own", False),
+        ("    image: debian:12", True),
+        ("    image: debian@sha256:" + "0" * 64, False),
+    ):
+        assert bool(UNPINNED.search(line)) is bad, line
+    files = subprocess.run(["git", "ls-files", ".github", ".gitlab-ci.yml", ".ci"], cwd=ROOT, capture_output=True)
+    for name in files.stdout.decode().splitlines():
+        assert not UNPINNED.findall((ROOT / name).read_text()), name
+
+
+def test_ci_runs_the_supply_chain() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    assert script.index("make audit-offline") < script.index("-m supply vulnerabilities") < script.index("make test")
+
+
+@pytest.mark.parametrize(("code", "strict", "expected"), [(0, "", 0), (1, "", 1), (3, "", 0), (3, "1", 3), (2, "", 2)])
+def test_what_ci_makes_of_the_audit(code: int, strict: str, expected: int, tmp_path: Path) -> None:
+    """`.ci/run` itself, with a `make` that does nothing and a `python` that ends with the audit's code."""
+    for name, does in (("bin/make", "exit 0"), (".venv/bin/python", f"exit {code}")):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{does}\n")
+        path.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci/run").write_text((ROOT / ".ci/run").read_text())
+    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "AUDIT_STRICT": strict}
+    done = subprocess.run(["bash", str(tmp_path / ".ci/run")], env=environment, capture_output=True, text=True)
+    assert done.returncode == expected
+    assert ("NOT AUDITED" in done.stdout) is (code == 3 and not strict)

@@ -109,7 +109,10 @@ def test_what_the_service_does_not_know_is_a_failure(url: str, capsys: pytest.Ca
     assert not found
     assert unknown == [f"h11 0.14.0: {url}/pypi/h11/0.14.0/json: HTTP 404, and the newest that it speaks of is 0.16.0"]
     assert program.main(["vulnerabilities", "--service", "pypi", "--url", url]) == 3
-    assert "COULD NOT BE AUDITED aiohttp" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "COULD NOT BE AUDITED aiohttp" in said
+    assert "COULD NOT BE AUDITED hatchling" in said, "what builds the wheel is asked for, too"
+    assert "AUDIT_URL=https://HOST" in said
 
 
 def test_a_service_that_does_not_know_the_canary_knows_nothing(url: str) -> None:
@@ -122,7 +125,9 @@ def test_a_service_that_does_not_know_the_canary_knows_nothing(url: str) -> None
 
 def test_a_service_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["vulnerabilities", "--service", "osv", "--url", "http://127.0.0.1:1"]) == 3
-    assert "COULD NOT BE AUDITED everything" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "COULD NOT BE AUDITED everything" in said
+    assert "AUDIT_SERVICE=pypi|osv" in said
     with pytest.raises(ValueError, match="https"):
         vulnerabilities.Service("osv", "http://example.org")
 
@@ -193,6 +198,19 @@ def test_what_the_lock_must_not_have(files: tuple[tuple[str, str], ...], registr
     package = Package("x", "1", registry, files, ())
     (line,) = lock.problems({("x", "1"): package})
     assert problem in line
+
+
+def test_requirements_are_pins_with_hashes(tmp_path: Path) -> None:
+    builds = lock.pinned(ROOT / "supply/build.txt", ROOT / "supply/uv.txt")
+    assert {"hatchling", "uv"} <= {one.name for one in builds}
+    good = "x==1 \\\n    --hash=sha256:" + "0" * 64
+    file = tmp_path / "r.txt"
+    for bad in ("x>=1", "x==1", "x==1 --hash=md5:0", "https://example.org/x.whl", good + " -r other.txt"):
+        file.write_text(bad + "\n")
+        with pytest.raises(ValueError, match=r"r\.txt"):
+            lock.pinned(file)
+    file.write_text(f"# why\n{good}\n")
+    assert [(one.name, one.version) for one in lock.pinned(file)] == [("x", "1")]
 
 
 def test_new_releases_wait_and_nothing_is_built_but_ours() -> None:
