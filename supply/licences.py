@@ -25,6 +25,7 @@ SAYS = {
     "OSI Approved :: MIT License": "MIT",
     "OSI Approved :: Python Software Foundation License": "PSF-2.0",
 }
+VAGUE = {"OSI Approved", "OSI Approved :: BSD License"}  # contradict nothing, and are not enough
 READ = {"google-re2": "BSD-3-Clause"}  # LICENSE of RE2; its metadata says "BSD License" alone
 _WORD = re.compile(r"\(|\)|[A-Za-z0-9.+-]+")
 
@@ -55,9 +56,11 @@ def licence_of(package: Package) -> str | None:
     fields = said.metadata
     if "License-Expression" in fields:
         return fields["License-Expression"]
-    texts = [fields["License"]] if "License" in fields else []
-    texts += [line.removeprefix("License :: ") for line in fields.get_all("Classifier") or []]
-    for text in texts:
+    classified = [line for line in fields.get_all("Classifier") or [] if line.startswith("License :: ")]
+    classified = [line.removeprefix("License :: ") for line in classified]
+    if any(text not in SAYS and text not in VAGUE for text in classified):
+        return ""  # whatever else it says
+    for text in [*([fields["License"]] if "License" in fields else []), *classified]:
         if text in SAYS:
             return SAYS[text]
         if text and all(word in ALLOWED | {"AND", "OR", "GPL-2.0-or-later"} for word in _WORD.findall(text)):

@@ -175,6 +175,29 @@ def test_every_licence_is_allowed_and_an_unreadable_one_is_a_finding(monkeypatch
     assert "not installed here in this version" in unknown[0]
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["License: MIT"], "MIT"),
+        (["License: MIT", "Classifier: License :: OSI Approved"], "MIT"),
+        (["License: MIT", "Classifier: License :: OSI Approved :: GNU General Public License v3 (GPLv3)"], ""),
+        (
+            ["Classifier: License :: OSI Approved :: MIT License", "Classifier: License :: Other/Proprietary License"],
+            "",
+        ),
+        (["License: BSD", "Classifier: License :: OSI Approved :: BSD License"], ""),
+        (["License-Expression: GPL-3.0-only", "License: MIT"], "GPL-3.0-only"),
+        ([], ""),
+    ],
+)
+def test_what_metadata_says(lines: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x_y_z-1.dist-info").mkdir()
+    text = "\n".join(["Metadata-Version: 2.4", "Name: x-y-z", "Version: 1", *lines]) + "\n"
+    (tmp_path / "x_y_z-1.dist-info/METADATA").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert licences.licence_of(Package("x-y-z", "1", lock.REGISTRY, (), ())) == expected
+
+
 # --- the lock ---
 
 
