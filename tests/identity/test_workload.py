@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import pytest
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,7 @@ def test_the_pods_own_identity(ca: CertificateAuthority, header: dict[str, Any])
         "uid": UID,
         "pid": 7,
         "expires_ns": svid.expires_ns,
+        "serial": f"{x509.load_pem_x509_certificate(svid.cert_pem.encode()).serial_number:x}",
     }
     assert "PRIVATE" not in json.dumps(event)
 

@@ -16,6 +16,7 @@ import pytest
 from nucleus.errors import NucleusError
 from nucleus.identity import tls
 from nucleus.identity.ca import CertificateAuthority
+from nucleus.identity.revocation import DenyList
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.workload import Peer, WorkloadListener, handle_workload_request
 from nucleus.model.principal import Principal
@@ -23,6 +24,8 @@ from nucleus.model.receipt import Reply
 from nucleus.sdk.client import Cancellation, Gate, GateError
 from nucleus.sdk.identity import IdentityError, Source, fetch
 from nucleus.server.app import Door
+from nucleus.server.peers import Peer as Proven
+from nucleus.server.peers import Peers
 
 from .stand_in import Workload
 
@@ -84,11 +87,12 @@ def agent(ca: CertificateAuthority, driver: Driver, endpoint: str) -> Iterator[G
     door_socket = socket.create_server(("127.0.0.1", 0))
     ready, stop, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
 
-    def authenticate(peer: ssl.SSLObject) -> Principal:
-        return Principal(str(tls.authenticate(peer, svid.roots(), time.time_ns(), "client")), "x509-svid", "agent")
+    def authenticate(peer: ssl.SSLObject) -> Proven:
+        found = tls.proven(peer, svid.roots(), time.time_ns(), "client")
+        return Proven(Principal(str(found.spiffe_id), "x509-svid", "agent"), found.serial, found.expires_ns)
 
     async def serve() -> None:
-        runner = await Door(driver, authenticate).serve(door_socket, tls.server_context(svid))  # type: ignore[arg-type]
+        runner = await Door(driver, Peers(authenticate, DenyList())).serve(door_socket, tls.server_context(svid))  # type: ignore[arg-type]
         ready.set()
         await stop.wait()
         await runner.cleanup()

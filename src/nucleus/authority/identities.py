@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import AuditError, NucleusError
+from nucleus.identity.revocation import Revocations
 from nucleus.identity.spiffe_id import SpiffeId
 
 if TYPE_CHECKING:
@@ -45,13 +46,27 @@ class Issuer:
         self.entries_file = os.path.join(state_dir, "identity-entries.json")
         self._jwt_file = os.path.join(state_dir, "jwt-keys.json")
         self._jwt: JwtKeys | None = None
+        self._revocations_file = os.path.join(state_dir, "revocations.json")
+        self._revocations: Revocations | None = None
+
+    @property
+    def revocations(self) -> Revocations:
+        """What is revoked, read on first use. Raises NucleusError: the file is damaged; then nothing is issued."""
+        if self._revocations is None:
+            try:
+                self._revocations = Revocations(self._revocations_file)
+            except OSError as error:
+                why = f"the list of revoked identities cannot be read: {error}"
+                raise NucleusError(why, rule="identity.revocations") from error
+        return self._revocations
 
     def issue(self, spiffe_id: SpiffeId, now_ns: int, ttl_ns: int = 0) -> X509Svid:
         """An SVID with its key; `ttl_ns` 0: of the CA's default life.
 
         Raises:
-            NucleusError: the CA cannot sign.
+            NucleusError: the CA cannot sign. DeniedError: the name is revoked.
         """
+        self.revocations.check(str(spiffe_id))
         with _usable():
             ca = self._open(now_ns)
             return ca.issue(spiffe_id, now=now_ns, ttl_ns=ttl_ns) if ttl_ns else ca.issue(spiffe_id, now=now_ns)

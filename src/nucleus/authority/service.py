@@ -71,7 +71,7 @@ class Service:
         self._clock = clock
         self._credentials = credentials
         self.rules = Rules()
-        self.workloads = Workloads(issuer, trust_domain)
+        self.workloads = Workloads(issuer, trust_domain, self.rules.gates)
         self.budgets = Budgets(ledger)
 
     def now(self) -> tuple[int, int]:
@@ -248,9 +248,19 @@ class Service:
         pod = self._pod(channel)
         name = identities.gate_id(self._trust_domain, pod.namespace, pod.pod)
         svid = self._issuer.issue(name, self.batch.now_ns)
-        context = {"issued_ns": svid.issued_ns, "expires_ns": svid.expires_ns}
+        context = {"issued_ns": svid.issued_ns, "expires_ns": svid.expires_ns, "serial": f"{svid.serial:x}"}
         self.batch.record("identity.issued", pod=pod.pod, principal=str(name), operation="svid", context=context)
         self.batch.answer(channel, ident, svid.to_wire(), recorded=True)
+
+    def _revoked(self, channel: Channel, ident: int, _: dict[str, Any]) -> None:
+        pod = self._pod(channel)
+        names = {
+            str(make(self._trust_domain, pod.namespace, pod.pod))
+            for make in (identities.gate_id, identities.agent_id, identities.orchestrator_id)
+        }
+        found = self._issuer.revocations.all(self.batch.now_ns)
+        answer = [one.to_gate() for one in found if one.serial or one.spiffe_id in names]
+        self.batch.answer(channel, ident, {"revoked": answer})
 
     def _net_said(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
         self.rules.said(channel, ident, header, self.batch)
@@ -353,6 +363,7 @@ class Service:
         """A channel ended: what it left open ends too."""
         self.rules.lost(channel)
         self.budgets.lost(channel)
+        self.workloads.lost(channel)
         self.batch.start(*self._clock(), durable=False)
         if channel.kind == APPROVER:
             self._guarded(lambda: self.desk.approver_lost(channel, self.batch))
@@ -390,5 +401,6 @@ _GATE: dict[str, Handler] = {
     "ask": Service._ask,
     "withdraw": Service._withdraw,
     "svid": Service._svid,
+    "revoked": Service._revoked,
     "net_said": Service._net_said,
 }

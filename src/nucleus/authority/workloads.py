@@ -23,11 +23,14 @@ from nucleus.authority import fields
 from nucleus.authority.peers import IDENTITY
 from nucleus.errors import DeniedError, InvalidError, NucleusError
 from nucleus.identity import entries as registration
+from nucleus.identity import revocation
 from nucleus.identity.entries import Entries, Entry, Facts
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import X509Svid, pem_to_der
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from nucleus.authority.batch import Batch
     from nucleus.authority.identities import Issuer
     from nucleus.authority.peers import Channel
@@ -46,11 +49,14 @@ class Workloads:
     Args:
         issuer: the trust domain's keys, and where the entries are.
         trust_domain: of every name here.
+        gates: the channels of the gates that run, by pod: told of a revocation as soon as it is durable.
     """
 
-    def __init__(self, issuer: Issuer, trust_domain: str) -> None:
+    def __init__(self, issuer: Issuer, trust_domain: str, gates: Mapping[str, Channel]) -> None:
         self._issuer = issuer
         self._trust_domain = trust_domain
+        self._gates = gates
+        self._listeners: set[Channel] = set()
         self._opened: Entries | None = None
         # (uid, reason) -> when the last was written, how many were not since
         self._refused: dict[tuple[int, str], tuple[int, int]] = {}
@@ -126,6 +132,68 @@ class Workloads:
 
         batch.answer(None, 0, None, recorded=True, then=then)
 
+    def _revocations(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        found = self._issuer.revocations.all(batch.now_ns)
+        batch.answer(channel, ident, {"revoked": [one.to_wire() for one in found]})
+
+    def _revoke(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        now = batch.now_ns
+        new = revocation.make(header.get("what"), header.get("reason"), self._trust_domain, now)
+        self._issuer.revocations.check_new(new, now)
+
+        def change() -> dict[str, Any]:
+            self._issuer.revocations.check_new(new, now)
+            self._issuer.revocations.add(new, now)
+            for gate in self._gates.values():
+                gate.send({"id": 0, "op": "revoked", **new.to_gate()})
+            return new.to_wire()
+
+        self._revoking(channel, ident, batch, "revoke", new, change)
+
+    def _restore(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        now = batch.now_ns
+        found = self._issuer.revocations.restorable(header.get("what"))
+
+        def change() -> dict[str, Any]:
+            return self._issuer.revocations.restore(found.spiffe_id, now).to_wire()
+
+        self._revoking(channel, ident, batch, "restore", found, change)
+
+    def _revoking(
+        self,
+        channel: Channel,
+        ident: int,
+        batch: Batch,
+        verb: str,
+        what: revocation.Revocation,
+        change: Callable[[], dict[str, Any]],
+    ) -> None:
+        """On record, then done and told to those whom it concerns, then answered."""
+        context = {"change": verb, **what.to_wire()}
+        who = f"uid:{channel.uid}"
+        batch.record("identity.revoked", principal=who, operation=f"identity_{verb}", context=context)
+
+        def then(error: NucleusError | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                changed = change()
+            except OSError as failed:
+                why = NucleusError(f"the list cannot be written: {failed}", rule="identity.revocations")
+                channel.fail(ident, why)
+            except NucleusError as failed:
+                channel.fail(ident, failed)
+            else:
+                for listener in self._listeners:
+                    listener.send({"id": 0, "event": "changed"})
+                channel.answer(ident, {"revoked": changed})
+
+        batch.answer(None, 0, None, recorded=True, then=then)
+
+    def lost(self, channel: Channel) -> None:
+        """A channel is gone."""
+        self._listeners.discard(channel)
+
     def _issue(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
         name = registration.check_name(header.get("spiffe_id"), self._trust_domain)
         who = {"requested_by": f"uid:{channel.uid}"}
@@ -136,7 +204,7 @@ class Workloads:
         if type(ttl_s) is not int or not registration.MIN_TTL_S <= ttl_s <= registration.MAX_TTL_S:
             raise InvalidError("a ttl is 60 s to 86400 s", rule="identity.ttl")
         svid = self._issuer.issue(name, batch.now_ns, ttl_s * SECOND_NS)
-        context = {**who, "expires_ns": svid.expires_ns}
+        context = {**who, "expires_ns": svid.expires_ns, "serial": f"{svid.serial:x}"}
         batch.record("identity.issued", principal=str(name), operation="issue", context=context)
         batch.answer(channel, ident, svid.to_wire(), recorded=True)
 
@@ -144,9 +212,12 @@ class Workloads:
 
     def _state(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
         """A word that changes when any caller's answer may."""
+        self._listeners.add(channel)
         now = batch.now_ns
-        digest = hashlib.sha256(repr((self._issuer.bundle_pem(now), self._jwks(now), self.entries.version)).encode())
-        batch.answer(channel, ident, {"version": digest.hexdigest(), "trust_domain": self._trust_domain})
+        revoked = [one.to_wire() for one in self._issuer.revocations.all(now)]
+        content = (self._issuer.bundle_pem(now), self._jwks(now), self.entries.version, revoked)
+        version = hashlib.sha256(repr(content).encode()).hexdigest()
+        batch.answer(channel, ident, {"version": version, "trust_domain": self._trust_domain})
 
     def _x509(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
         facts, found = self._caller(header, "fetch_x509_svid", batch)
@@ -156,19 +227,32 @@ class Workloads:
         svids = []
         for entry in found:
             svid = self._issuer.issue(SpiffeId.parse(entry.spiffe_id), batch.now_ns, entry.ttl_s * SECOND_NS)
-            self._issued("fetch_x509_svid", entry, facts, svid.expires_ns, batch)
-            svids.append(_x509_wire(svid, entry.hint))
+            serial = f"{svid.serial:x}"
+            self._issued("fetch_x509_svid", entry, facts, svid.expires_ns, serial, batch)
+            svids.append({**_x509_wire(svid, entry.hint), "serial": serial})
         bundle = _b64(b"".join(self._issuer.roots(batch.now_ns)))
-        answer = {"svids": svids, "bundle": bundle, "digest": self._digest(found, batch.now_ns)}
+        answer = {"svids": svids, "bundle": bundle, "digest": self._digest(found, [], batch.now_ns)}
         batch.answer(channel, ident, answer, recorded=True)
 
     def _look(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
-        """Whether an answer of `x509` would differ from the one with this digest, time aside; issues nothing."""
-        _, found = self._caller(header, "fetch_x509_svid", batch)
-        batch.answer(channel, ident, {"digest": self._digest(found, batch.now_ns)} if found else {"need": ["sha256"]})
+        """Whether an answer of `x509` would differ from the one with this digest, time aside; issues nothing.
 
-    def _digest(self, found: list[Entry], now: int) -> str:
-        return hashlib.sha256(repr((found, self._issuer.roots(now))).encode()).hexdigest()
+        ``serials``: of the certificates that the caller has; a revoked one of them makes the answer another.
+        """
+        serials = header.get("serials", [])
+        if not isinstance(serials, list) or len(serials) > registration.MATCHES:
+            raise InvalidError("serials is not a short list", rule="frames.field")
+        _, found = self._caller(header, "fetch_x509_svid", batch)
+        if not found:
+            batch.answer(channel, ident, {"need": ["sha256"]})
+            return
+        batch.answer(channel, ident, {"digest": self._digest(found, serials, batch.now_ns)})
+
+    def _digest(self, found: list[Entry], serials: list[Any], now: int) -> str:
+        numbers = [revocation.read_serial(one) for one in serials if isinstance(one, str)]
+        # A name's own revocation takes it out of `found`, or, restored, has changed the answer before.
+        revoked = [number for number in numbers if number and self._issuer.revocations.refuses("", number)]
+        return hashlib.sha256(repr((found, self._issuer.roots(now), revoked)).encode()).hexdigest()
 
     def _refused_before(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
         """The listener has refused a caller by itself."""
@@ -206,9 +290,12 @@ class Workloads:
         The hash is asked for whenever an entry may need it, so that the answer never depends on who asked before.
         """
         facts = _facts(header.get("facts"))  # 1
-        found = self.entries.matching(facts)  # 2
+        matching = self.entries.matching(facts)  # 2
+        found = [entry for entry in matching if not self._issuer.revocations.blocked(entry.spiffe_id)]
         if self.entries.wants_hash(facts):
             return facts, []
+        if not found and matching:
+            self._refuse(operation, facts, "each identity of this caller is revoked", batch)
         if not found:
             self._refuse(operation, facts, "no entry has only selectors that hold for this caller", batch)
         return facts, found
@@ -229,6 +316,7 @@ class Workloads:
     def _token(self, name: SpiffeId, audience: Any, who: dict[str, Any], entry: str, batch: Batch) -> dict[str, Any]:
         from nucleus.identity import jwt_svid  # weight
 
+        self._issuer.revocations.check(str(name))
         now = batch.now_ns
         kid, key = self._issuer.jwt_keys(now).signer(now)
         checked = jwt_svid.check_audience(audience)
@@ -241,8 +329,8 @@ class Workloads:
         batch.record("identity.issued", pod=pod, principal=str(name), operation="fetch_jwt_svid", context=context)
         return {"spiffe_id": str(name), "token": token, "expires_ns": expires_ns}
 
-    def _issued(self, operation: str, entry: Entry, facts: Facts, expires_ns: int, batch: Batch) -> None:
-        context = {**_shown(facts), "entry": entry.entry, "expires_ns": expires_ns}
+    def _issued(self, operation: str, entry: Entry, facts: Facts, expires_ns: int, serial: str, batch: Batch) -> None:
+        context = {**_shown(facts), "entry": entry.entry, "expires_ns": expires_ns, "serial": serial}
         more = {"decision": "allow", "outcome": "ok", "context": context}
         batch.record("identity.issued", pod=facts.pod or "", principal=entry.spiffe_id, operation=operation, **more)
 
@@ -300,6 +388,9 @@ _PERSON = {
     "entry_add": Workloads._add,
     "entry_remove": Workloads._remove,
     "issue": Workloads._issue,
+    "revoke": Workloads._revoke,
+    "restore": Workloads._restore,
+    "revocations": Workloads._revocations,
 }
 _LISTENER = {
     "state": Workloads._state,

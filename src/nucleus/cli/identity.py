@@ -31,6 +31,9 @@ usage: nucleus identity show [--json]
        nucleus identity verify FILE [--bundle FILE] [--role client|server]
        nucleus identity verify FILE --audience WHO [--bundle FILE]
        nucleus identity bundle [--format pem|jwks|spiffe]
+       nucleus identity revoke SERIAL|SPIFFE_ID --reason TEXT
+       nucleus identity restore SPIFFE_ID
+       nucleus identity revoked [--json]
 
   show     the trust domain, its roots and keys
   entries  which processes of this host get which SPIFFE ID: all selectors of an entry must hold
@@ -44,6 +47,10 @@ usage: nucleus identity show [--json]
   issue    an X.509-SVID with its key into DIR (svid.pem, key.pem, bundle.pem), or a JWT-SVID for --audience, printed
   verify   a certificate (PEM, leaf first), or with --audience a JWT-SVID, against our bundle or --bundle; - for stdin
   bundle   what verifies our SVIDs: roots as PEM, JWT keys as JWKS, or both as a SPIFFE bundle
+  revoke   a certificate (its serial number is in the log's identity.issued and in openssl's -serial; its workload
+           gets another), or all of a SPIFFE ID, to which nothing is issued then; live connections end at once
+  restore  issue to a revoked SPIFFE ID again; what it had before stays refused
+  revoked  what is revoked, while a certificate that it concerns can be alive
 """
 _TAKES = {
     "show": {"json": FLAG},
@@ -54,8 +61,11 @@ _TAKES = {
     "issue": {"out": ONE, "ttl": ONE, "audience": MANY},
     "verify": {"bundle": ONE, "role": ONE, "audience": ONE},
     "bundle": {"format": ONE},
+    "revoke": {"reason": ONE},
+    "restore": {},
+    "revoked": {"json": FLAG},
 }
-_WORDS = {"entries remove": 1, "issue": 1, "verify": 1}
+_WORDS = {"entries remove": 1, "issue": 1, "verify": 1, "revoke": 1, "restore": 1}
 _UNITS = {"s": 1, "m": 60, "h": 3_600}
 _FILE_BYTES = 262_144
 ROOT_SOCKET = "/run/nucleus-workload/api.sock"
@@ -70,7 +80,8 @@ def main(argv: list[str]) -> int:
     if verb == "entries" and rest:
         verb, rest = f"entries {rest[0]}", rest[1:]
     if verb not in _TAKES:
-        raise invalid("the verbs of identity are show, entries add|list|remove, serve, issue, verify and bundle")
+        verbs = "show, entries add|list|remove, serve, issue, verify, bundle, revoke, restore and revoked"
+        raise invalid(f"the verbs of identity are {verbs}")
     options, words = _split(rest, _TAKES[verb])
     if len(words) != _WORDS.get(verb, 0):
         raise invalid(f"identity {verb} takes {_WORDS.get(verb, 0) or 'no'} word beside its options")
@@ -314,6 +325,40 @@ def _bundle(options: dict[str, Any], _: list[str]) -> int:
         content = {"spiffe_refresh_hint": 300, "keys": [*x509_keys(found["pem"]), *content["keys"]]}
     _json(content)
     return 0
+
+
+def _revoke(options: dict[str, Any], words: list[str]) -> int:
+    if not options["reason"]:
+        raise invalid("identity revoke needs --reason")
+    with _Authority() as authority:
+        _revocation(authority.call("revoke", what=words[0], reason=options["reason"])["revoked"])
+    return 0
+
+
+def _restore(_: dict[str, Any], words: list[str]) -> int:
+    with _Authority() as authority:
+        found = authority.call("restore", what=words[0])["revoked"]
+    _say(f"restored {found['spiffe_id']}; what was issued until {_time(found['at_ns'])} stays refused\n")
+    return 0
+
+
+def _revoked(options: dict[str, Any], _: list[str]) -> int:
+    with _Authority() as authority:
+        found = authority.call("revocations")["revoked"]
+    if options["json"]:
+        _json({"revoked": found})
+        return 0
+    for one in found:
+        _revocation(one)
+    if not found:
+        _say("nothing is revoked\n")
+    return 0
+
+
+def _revocation(one: dict[str, Any]) -> None:
+    what = f"serial {one['serial']}" if one["serial"] else one["spiffe_id"]
+    until = "until restored" if one["blocked"] else f"until {_time(one['until_ns'])}"
+    _say(f"revoked {what}  {until}  {one['reason']}\n")
 
 
 # -- small things --------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ _COMMAND = (
     "from nucleus.identity.workload_api import main; raise SystemExit(main())",
 )
 _ASKS = frozenset({"x509", "jwt", "bundles", "look"})
-_FIELDS = frozenset({"audience", "spiffe_id"})
+_FIELDS = frozenset({"audience", "spiffe_id", "serials"})
 
 
 class AuthorityChannel:
@@ -65,11 +65,30 @@ class AuthorityChannel:
         self._sock = sock
         self._decoder = Decoder(1 << 24)
         self._number = 0
+        self._told = False
         sock.settimeout(ANSWER_S)
 
     def fileno(self) -> int:
-        """For poll: readable between requests means that it has ended."""
+        """For poll: readable between requests means that it has something to tell (`told`), or has ended."""
         return self._sock.fileno()
+
+    def told(self) -> bool:
+        """Whether the authority has said since the last time that something changed.
+
+        Raises:
+            SandboxError: it has ended.
+        """
+        try:
+            # Not what an earlier poll said: a request that came between may have read it.
+            while select.select([self._sock], [], [], 0)[0]:
+                data = self._sock.recv(262_144)
+                if not data:
+                    raise ConnectionResetError("it has ended")
+                self._told = bool(list(self._decoder.feed(data))) or self._told
+        except (OSError, InvalidError) as error:
+            raise SandboxError(f"the authority cannot be reached: {error}", rule="identity.authority") from error
+        told, self._told = self._told, False
+        return told
 
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
         """Ask and wait.
@@ -79,6 +98,7 @@ class AuthorityChannel:
         """
         self._number += 1
         try:
+            answer: Frame | None = None
             self._sock.sendall(encode({"id": self._number, "op": op, **fields}))
             while True:
                 data = self._sock.recv(262_144)
@@ -86,7 +106,11 @@ class AuthorityChannel:
                     raise ConnectionResetError("it has ended")
                 for frame in self._decoder.feed(data):
                     if frame.header.get("id") == self._number:
-                        return _answer(frame)
+                        answer = frame
+                    else:
+                        self._told = True  # what is no answer is a word that something changed
+                if answer is not None:
+                    return _answer(answer)
         except (OSError, InvalidError) as error:
             if isinstance(error, InvalidError) and error.rule != "limits.request":
                 raise
@@ -162,13 +186,11 @@ class Listener:
                 ready = {fd for fd, _ in poll.poll(POLL_NS // 1_000_000)}
                 if stop in ready:
                     return
-                if self._authority.fileno() in ready:
-                    raise SandboxError("the authority has ended", rule="identity.authority")
                 if self._api.fileno() in ready:
                     self._serve()
                 if self._door.fileno() in ready:
                     self._accept()
-                if self._monotonic() >= self._polled + POLL_NS:
+                if self._authority.told() or self._monotonic() >= self._polled + POLL_NS:
                     self.look()
         finally:
             for number in tuple(self._callers):

@@ -32,6 +32,7 @@ class X509Svid:
         bundle_pem: the trust domain's roots.
         expires_ns: when the leaf ends, nanoseconds since the epoch.
         issued_ns: when it was issued, or received.
+        serial: the leaf's serial number, where its issuer holds it; 0 once it came over a wire.
     """
 
     spiffe_id: SpiffeId
@@ -40,6 +41,7 @@ class X509Svid:
     bundle_pem: str = field(repr=False)
     expires_ns: int
     issued_ns: int
+    serial: int = field(default=0, compare=False)
 
     def roots(self) -> dict[str, tuple[bytes, ...]]:
         """The bundle as `Roots`: this SVID's own trust domain and nothing else."""

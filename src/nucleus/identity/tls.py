@@ -26,7 +26,7 @@ from typing import Any
 from nucleus.errors import InvalidError, NucleusError, UnauthenticatedError
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import Roots, X509Svid
-from nucleus.identity.verify import Role, verify_svid
+from nucleus.identity.verify import Proven, Role, prove
 
 ALPN = ("http/1.1",)
 TlsObject = ssl.SSLObject | ssl.SSLSocket
@@ -111,7 +111,12 @@ def peer_chain(tls: TlsObject) -> list[bytes]:
 
 
 def authenticate(tls: TlsObject, roots: Roots, now_ns: int, role: Role) -> SpiffeId:
-    """The ID that the peer of a finished handshake has proved.
+    """The ID that the peer of a finished handshake has proved; see `proven`."""
+    return proven(tls, roots, now_ns, role).spiffe_id
+
+
+def proven(tls: TlsObject, roots: Roots, now_ns: int, role: Role) -> Proven:
+    """What the peer of a finished handshake has proved: its ID, its certificate's serial number, and until when.
 
     Args:
         tls: ``transport.get_extra_info("ssl_object")`` or an SSLSocket.
@@ -127,7 +132,7 @@ def authenticate(tls: TlsObject, roots: Roots, now_ns: int, role: Role) -> Spiff
             raise UnauthenticatedError("not TLS 1.3", rule="tls.version")
         if tls.session_reused:
             raise UnauthenticatedError("a resumed session proves nothing now", rule="tls.resumed")
-        return verify_svid(peer_chain(tls), roots, now_ns, role=role)  # 5
+        return prove(peer_chain(tls), roots, now_ns, role=role)  # 5
     except UnauthenticatedError:
         raise
     except Exception as error:  # the door must close, whatever broke

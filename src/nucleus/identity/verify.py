@@ -3,7 +3,7 @@
 Promises: an ID comes back only when every rule below held; anything else is an `UnauthenticatedError` whose `rule`
 names the one that did not. Also for bytes that were never a certificate.
 Relies on: `cryptography` for path building and signatures; on TLS for the proof that the peer holds the leaf's key.
-Does not: revocation (SVIDs are short), or say what the ID may do.
+Does not: revocation (`revocation`, which knows the serial number that `prove` returns), or say what the ID may do.
 
 Rules (X509-SVID sections in brackets; RFC 5280 for the path):
 1. chain: 1 to `MAX_CHAIN` certificates of at most `MAX_CERT_BYTES` each; DER and nothing after it; version 3
@@ -23,7 +23,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,8 +45,24 @@ _SIGNATURES = frozenset({SignatureAlgorithmOID.ECDSA_WITH_SHA256, SignatureAlgor
 _T = TypeVar("_T", bound=x509.ExtensionType)
 
 
+class Proven(NamedTuple):
+    """What a chain has proved: whose it is, its leaf's serial number, and the first end of a certificate on the path.
+
+    `expires_ns` is the first nanosecond (since the epoch) at which the same chain would be refused.
+    """
+
+    spiffe_id: SpiffeId
+    serial: int
+    expires_ns: int
+
+
 def verify_svid(chain: Sequence[bytes], roots: Roots, now_ns: int, *, role: Role) -> SpiffeId:
-    """Return the proven ID of a peer.
+    """The proven ID of a peer; see `prove`."""
+    return prove(chain, roots, now_ns, role=role).spiffe_id
+
+
+def prove(chain: Sequence[bytes], roots: Roots, now_ns: int, *, role: Role) -> Proven:
+    """Return what a peer has proved.
 
     Args:
         chain: DER, the leaf first, as the peer sent it or as TLS built it.
@@ -78,7 +94,7 @@ def verify_svid(chain: Sequence[bytes], roots: Roots, now_ns: int, *, role: Role
         raise
     except Exception as error:  # hostile bytes: a parser may raise anything, and the answer is no
         raise _refuse("svid.parse", f"the chain cannot be read ({type(error).__name__})") from error
-    return spiffe_id
+    return Proven(spiffe_id, leaf.serial_number, min(_end_ns(cert) for cert in path))
 
 
 def leaf_trust_domain(chain: Sequence[bytes]) -> str:
@@ -216,8 +232,12 @@ def _effective_time(certs: list[x509.Certificate], now_ns: int) -> datetime.date
 
 
 def _check_validity(cert: x509.Certificate, now_ns: int) -> None:
-    start, end = (round(date.timestamp()) for date in (cert.not_valid_before_utc, cert.not_valid_after_utc))
-    if now_ns + SKEW_NS < start * _SECOND_NS:
+    if now_ns + SKEW_NS < round(cert.not_valid_before_utc.timestamp()) * _SECOND_NS:
         raise _refuse("svid.not_yet_valid", "a certificate on the path is not valid yet")
-    if now_ns >= (end + 1) * _SECOND_NS:  # not_after is inclusive, to the second (RFC 5280 4.1.2.5)
+    if now_ns >= _end_ns(cert):
         raise _refuse("svid.expired", "a certificate on the path has expired")
+
+
+def _end_ns(cert: x509.Certificate) -> int:
+    """The first nanosecond after it: not_after is inclusive, to the second (RFC 5280 4.1.2.5)."""
+    return (round(cert.not_valid_after_utc.timestamp()) + 1) * _SECOND_NS

@@ -90,7 +90,7 @@ def handle_workload_request(
         return _refused(number, header, peer, listener, error)
     except OSError as error:
         return _refused(number, header, peer, listener, NucleusError(f"issue failed: {error}", rule="identity.issue"))
-    context = {"expires_ns": svid.expires_ns}
+    context = {"expires_ns": svid.expires_ns, "serial": f"{svid.serial:x}"}
     return {"id": number, "ok": svid.to_wire()}, _event("identity.issued", "ok", peer, listener, context)
 
 

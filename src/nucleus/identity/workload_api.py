@@ -189,12 +189,13 @@ class Calls:
     async def _until_other(self, change: asyncio.Event, answer: dict[str, Any]) -> None:
         """Until what was answered is due again, or would be answered otherwise."""
         renew_ns = min(int(svid["renew_ns"]) for svid in answer["svids"])
+        serials = [svid["serial"] for svid in answer["svids"]]
         due = time.monotonic() + max((renew_ns - time.time_ns()) / _SECOND_NS, MIN_REFRESH_S)
         if self._refresh_s:
             due = min(due, time.monotonic() + self._refresh_s)
         while await _set_within(change, due - time.monotonic()):
             change = self._listener.change()
-            looked = await self._listener.ask("look", self._conn)
+            looked = await self._listener.ask("look", self._conn, serials=serials)
             if looked.get("digest") != answer.get("digest"):
                 return
 

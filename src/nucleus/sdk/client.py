@@ -103,7 +103,7 @@ class _Connection(http.client.HTTPSConnection):
     def __init__(self, host: str, port: int, source: Source, gate_id: str) -> None:
         svid, context = source.current()
         super().__init__(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
-        self.expires_ns = svid.expires_ns
+        self.svid = svid
         self.used = time.monotonic()
         self._gate_id = gate_id
 
@@ -112,8 +112,11 @@ class _Connection(http.client.HTTPSConnection):
         check_peer(self.sock, self._gate_id)
 
     def usable(self) -> bool:
-        """Still ours to use: fresh enough, SVID valid, and the gate has neither spoken nor hung up since."""
-        if time.monotonic() - self.used > IDLE_S or time.time_ns() >= self.expires_ns or self.sock is None:
+        """Still ours to use: fresh enough, its SVID not yet at half-life, and the gate neither spoke nor hung up.
+
+        The gate cuts a connection whose SVID ends; one that is left at half-life never gets there with a call on it.
+        """
+        if time.monotonic() - self.used > IDLE_S or time.time_ns() >= self.svid.refresh_ns() or self.sock is None:
             return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)

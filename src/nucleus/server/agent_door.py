@@ -1,5 +1,8 @@
-"""Opens the agent's door of one gate: its SVID, the TLS context that follows rotation, and the peer check.
+"""The agent's door of one gate: its SVID, the TLS context that follows rotation, the peer check, and revocation.
 
+Promises: a rotation drops no connection and swaps leaf and trust store together; a revoked peer is cut as soon as the
+authority says so; a gate whose own SVID is revoked cuts everybody and serves nobody until it has another.
+Relies on: the authority, which tells of revocations on the gate's channel after it has answered `revoked`.
 Imported only by gates that have an agent: aiohttp, ssl and cryptography are most of a gate's start-up time.
 """
 
@@ -9,18 +12,21 @@ import asyncio
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
+from cryptography import x509
 
 from nucleus.errors import NucleusError, UnauthenticatedError
 from nucleus.identity import tls
-from nucleus.identity.svid import X509Svid
+from nucleus.identity.revocation import DenyList
+from nucleus.identity.svid import X509Svid, pem_to_der
 from nucleus.model.principal import Principal
-from nucleus.server.app import Authenticator, Door, Listing
+from nucleus.server.app import Door, Listing
 from nucleus.server.authority import Authority
 from nucleus.server.driver import Driver
 from nucleus.server.handshakes import Handshakes
+from nucleus.server.peers import Peer, Peers
 
 if TYPE_CHECKING:
     from nucleus.server.gate import Config
@@ -28,39 +34,105 @@ if TYPE_CHECKING:
 _RETRY_S = 5
 
 
-async def open_agent_door(
-    config: Config, driver: Driver, authority: Authority, listener: socket.socket, tools: Listing
-) -> tuple[web.AppRunner, asyncio.Task[None]]:
-    """Serve the agent's door on `listener`. Returns its runner and the task that renews the SVID at half-life."""
-    current = [await authority.svid()]
-    holder = tls.RotatingServerContext(current[0])
-    Handshakes(driver).watch(holder.context)
-    charge = authority.charge if config.door == "orchestrator" else None
-    runner = await Door(driver, _authenticator(config, current), tools, charge).serve(listener, holder.context)
-    return runner, asyncio.ensure_future(_rotate(authority, holder, current))
+class AgentDoor:
+    """See the module. `told` may be called from the start, `open` once, `close` at the end."""
 
+    def __init__(self, config: Config, driver: Driver, authority: Authority) -> None:
+        self._role: Literal["agent", "orchestrator"] = "agent" if config.door == "agent" else "orchestrator"
+        self._expected = config.agent_id if self._role == "agent" else config.orchestrator_id
+        self._driver = driver
+        self._authority = authority
+        self._deny = DenyList()
+        self._peers = Peers(self._authenticate, self._deny)
+        self._renew = asyncio.Event()
+        self._own_serial = 0
+        self._records: set[asyncio.Task[Any]] = set()
 
-def _authenticator(config: Config, current: list[X509Svid]) -> Authenticator:
-    """The peer must be whom this door is for (this pod's agent, or its orchestrator), proven by its X509-SVID."""
-    role: Literal["agent", "orchestrator"] = "agent" if config.door == "agent" else "orchestrator"
-    expected = config.agent_id if role == "agent" else config.orchestrator_id
+    async def open(self, listener: socket.socket, tools: Listing) -> None:
+        """Serve on `listener`. Raises NucleusError: there is no SVID, or nobody can say what is revoked."""
+        for one in await self._authority.revoked():
+            self._deny.add(one)
+        svid = await self._authority.svid()
+        self._holder = tls.RotatingServerContext(svid)
+        self._own_serial = _serial(svid)
+        Handshakes(self._driver).watch(self._holder.context)
+        charge = self._authority.charge if self._role == "orchestrator" else None
+        self._runner: web.AppRunner = await Door(self._driver, self._peers, tools, charge).serve(
+            listener, self._holder.context
+        )
+        self._rotation = asyncio.ensure_future(self._rotate())
+        if self._own_revoked():  # between the answers of the authority
+            self.renew()
 
-    def authenticate(peer: ssl.SSLObject) -> Principal:
-        spiffe_id = str(tls.authenticate(peer, current[0].roots(), time.time_ns(), "client"))
+    async def close(self) -> None:
+        """Stop serving."""
+        self._rotation.cancel()
+        self._peers.close()
+        await self._runner.cleanup()
+
+    def told(self, header: dict[str, Any]) -> None:
+        """A revocation, from the authority. Raises InvalidError: it is none, which ends the channel and the gate."""
+        self._deny.prune(time.time_ns())
+        self._deny.add(header)
+        if self._own_revoked():
+            self._peers.cut(lambda _: True)
+            self.renew()
+        elif cut := self._peers.cut_revoked():
+            self._record(f"{cut} connection{'s' if cut > 1 else ''} cut: the peer's SVID is revoked")
+
+    def renew(self) -> None:
+        """Fetch a new SVID now and not at half-life."""
+        self._renew.set()
+
+    def _own_revoked(self) -> bool:
+        return self._deny.refuses(str(self._holder.svid.spiffe_id), self._own_serial) if self._own_serial else False
+
+    def _authenticate(self, peer: ssl.SSLObject) -> Peer:
+        """The peer must be whom this door is for, this pod's agent or its orchestrator, proven by its X509-SVID."""
+        if self._own_revoked():
+            raise UnauthenticatedError("this gate's own SVID is revoked", rule="svid.revoked")
+        proven = tls.proven(peer, self._holder.roots, time.time_ns(), "client")
         # Another pod's SVID is genuine and still not the peer of this channel.
-        if spiffe_id != expected:
-            raise UnauthenticatedError(f"{spiffe_id} is not this pod's {role}", rule="svid.pod")
-        return Principal(spiffe_id, "x509-svid", role)
+        if str(proven.spiffe_id) != self._expected:
+            raise UnauthenticatedError(f"{proven.spiffe_id} is not this pod's {self._role}", rule="svid.pod")
+        return Peer(Principal(self._expected, "x509-svid", self._role), proven.serial, proven.expires_ns)
 
-    return authenticate
+    async def _rotate(self) -> None:
+        """Renew at half-life; on failure try again while the old SVID lasts (then TLS fails closed by itself)."""
+        failed = False
+        while True:
+            left_s = (self._holder.svid.renew_at_ns() - time.time_ns()) / 1e9
+            try:
+                async with asyncio.timeout(_RETRY_S if failed else max(_RETRY_S, left_s)):
+                    await self._renew.wait()
+            except TimeoutError:
+                pass
+            self._renew.clear()
+            try:
+                svid = await self._authority.svid()
+                self._holder.update(svid)
+            except NucleusError:
+                failed = True
+                continue
+            failed = False
+            self._own_serial = _serial(svid)
+
+    def _record(self, what: str) -> None:
+        """On record as `unauthenticated`, as a handshake that fails is."""
+        refusal = UnauthenticatedError(what, rule="svid.revoked")
+
+        def authenticate() -> Principal:
+            raise refusal
+
+        task = asyncio.get_running_loop().create_task(self._driver.run({}, authenticate))
+        self._records.add(task)
+        task.add_done_callback(self._recorded)
+
+    def _recorded(self, task: asyncio.Task[Any]) -> None:
+        self._records.discard(task)
+        if not task.cancelled():
+            task.exception()  # the log cannot be written, say: nobody waits for this answer
 
 
-async def _rotate(authority: Authority, holder: tls.RotatingServerContext, current: list[X509Svid]) -> None:
-    """Renew at half-life; on failure try again while the old SVID lasts (then TLS fails closed by itself)."""
-    while True:
-        await asyncio.sleep(max(_RETRY_S, (current[0].renew_at_ns() - time.time_ns()) / 1e9))
-        try:
-            current[0] = await authority.svid()
-        except NucleusError:
-            continue
-        holder.update(current[0])
+def _serial(svid: X509Svid) -> int:
+    return x509.load_der_x509_certificate(pem_to_der(svid.cert_pem)[0]).serial_number

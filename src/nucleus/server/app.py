@@ -3,7 +3,7 @@
 Numbered steps, each before the next byte is looked at:
  1. TLS 1.3 with a client certificate (the TLS context).
  2. The peer's chain is verified again as an X509-SVID of its own trust domain, and must be this pod's agent
-    (cached per connection, until the SVID expires).
+    (once for each connection, which is cut when the SVID expires or is revoked: `peers`).
  3. The body's size, then its JSON, then its fields.
 Every answer, also 404 and 500, is the error body of the seed: ``{error, kind, operation?}``.
 Does not: decide anything.
@@ -19,7 +19,6 @@ import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -29,6 +28,7 @@ from nucleus.model.operation import OPERATIONS
 from nucleus.model.principal import Principal
 from nucleus.sanitize import sanitize
 from nucleus.server.driver import Driver
+from nucleus.server.peers import Peers
 from nucleus.server.wire import http_status, parse_object, reply_object
 
 NDJSON = "application/x-ndjson"
@@ -37,7 +37,6 @@ STREAMED = frozenset(("run", "glob", "grep"))  # `server.openapi` says what
 KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATIONS)
 
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]
-Authenticator = Callable[[ssl.SSLObject], Principal]
 Charge = Callable[[str, int, str, str], Awaitable[dict[str, Any]]]
 _REPORT = {"id": str, "micro_dollars": int, "reason": str}
 
@@ -47,7 +46,7 @@ class Door:
 
     Args:
         driver: runs the pipeline.
-        authenticate: verifies a connection's peer; raises UnauthenticatedError.
+        peers: who is at the other end of each connection.
         tools: lists the external tools that the policy does not rule out.
         charge: takes an orchestrator's report of what it used elsewhere; None at an agent's door, which has no such.
     """
@@ -55,15 +54,14 @@ class Door:
     def __init__(
         self,
         driver: Driver,
-        authenticate: Authenticator,
+        peers: Peers,
         tools: Listing | None = None,
         charge: Charge | None = None,
     ) -> None:
         self._tools = tools
         self._charge = charge
         self._driver = driver
-        self._authenticate = authenticate
-        self._peers: WeakKeyDictionary[asyncio.BaseTransport, Principal] = WeakKeyDictionary()
+        self._peers = peers
 
     async def serve(self, listener: socket.socket, context: ssl.SSLContext) -> web.AppRunner:
         """Serve on a listening socket until the runner is cleaned up."""
@@ -82,16 +80,7 @@ class Door:
         return runner
 
     def _principal(self, request: web.Request) -> Principal:
-        transport = request.transport
-        if transport is None:
-            raise UnauthenticatedError("the connection is gone", rule="tls.peer")
-        known = self._peers.get(transport)
-        if known is None:
-            peer = transport.get_extra_info("ssl_object")
-            if not isinstance(peer, ssl.SSLObject):
-                raise UnauthenticatedError("no TLS on this connection", rule="tls.peer")
-            known = self._peers[transport] = self._authenticate(peer)
-        return known
+        return self._peers.principal(request.transport)
 
     async def _health(self, request: web.Request) -> web.Response:
         principal = self._principal(request)

@@ -133,6 +133,11 @@ class Authority:
             reason=str(ok.get("reason", "")),
         )
 
+    async def revoked(self) -> list[dict[str, Any]]:
+        """What is revoked and concerns this pod's door; later ones are told on the channel (``revoked``)."""
+        found = (await self._call(op="revoked")).get("revoked")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
     async def svid(self) -> X509Svid:
         """The gate's own X509-SVID."""
         return X509Svid.from_wire(await self._call(op="svid"), now=time.time_ns())

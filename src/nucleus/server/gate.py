@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import NucleusError, SandboxError
 from nucleus.frames import Frame
@@ -39,6 +39,9 @@ from nucleus.server.executors import Executors
 from nucleus.server.tools import Tools, visible_tools
 from nucleus.server.tools import gone as tools_gone
 from nucleus.server.wire import error_object, reply_object
+
+if TYPE_CHECKING:
+    from nucleus.server.agent_door import AgentDoor
 
 NS_PER_S = 1_000_000_000
 STREAM_BYTES = 1 << 20  # that a reader may be behind before it gets the rest with the reply
@@ -106,10 +109,19 @@ async def serve(
     """Steps 3 and 4."""
     stopped = asyncio.Event()
     changes: list[Changes] = []
+    doors: list[AgentDoor] = []
+
+    def told(frame: Frame) -> None:
+        if frame.header.get("op") == "revoked":
+            for door in doors:
+                door.told(frame.header)
+        elif changes:
+            changes[0].received(frame)
+
     channel = await Channel.over(
         authority_socket,
         gone,
-        on_request=lambda frame: changes[0].received(frame) if changes else None,
+        on_request=told,
         on_closed=stopped.set,
     )
     authority = Authority(channel)
@@ -166,19 +178,16 @@ async def serve(
         changes.append(Changes(channel, session, egress, decided))
     else:
         changes.append(Changes(channel, session, None, decided))
-    runner = None
-    rotation: asyncio.Task[None] | None = None
     if listener is not None:
-        from nucleus.server.agent_door import open_agent_door  # aiohttp, ssl, cryptography: only with an agent
+        from nucleus.server.agent_door import AgentDoor  # aiohttp, ssl, cryptography: only with an agent
 
-        runner, rotation = await open_agent_door(config, driver, authority, listener, visible_tools(policy, tools))
+        doors.append(AgentDoor(config, driver, authority))  # before it asks what is revoked: nothing is missed
+        await doors[0].open(listener, visible_tools(policy, tools))
     launcher = await _launcher(config, driver, launcher_socket, stopped.set)
     await stopped.wait()
     launcher.close()
-    if rotation is not None:
-        rotation.cancel()
-    if runner is not None:
-        await runner.cleanup()
+    for door in doors:
+        await door.close()
     hands.close()
     if tools is not None:
         tools.close()
