@@ -83,7 +83,7 @@ class AuthorityChannel:
             while select.select([self._sock], [], [], 0)[0]:
                 data = self._sock.recv(262_144)
                 if not data:
-                    raise ConnectionResetError("it has ended")
+                    raise SandboxError("the authority has ended", rule="identity.authority")
                 self._told = bool(list(self._decoder.feed(data))) or self._told
         except (OSError, InvalidError) as error:
             raise SandboxError(f"the authority cannot be reached: {error}", rule="identity.authority") from error
