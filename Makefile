@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit fuzz simulate kill prove clean audit-deps dist audit-offline release
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-identity fuzz simulate kill prove clean audit-deps dist audit-offline release
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -127,6 +127,9 @@ kill: setup ## the authority killed by -9 two hundred times under sixteen client
 
 bench-audit: setup ## the audit log against its floors
 	@$(BIN)/python -m bench.audit
+
+bench-identity: setup ## the gate's door against bare aiohttp with mutual TLS; SVIDs issued and fetched (as root)
+	@$(BIN)/python -m bench.identity
 
 prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
 	@$(BIN)/python -m proofs
