@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -187,3 +188,29 @@ def test_what_cannot_be_revoked_is_said(root_site: Site, words: tuple[str, ...])
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert done.stderr
+
+
+def test_a_revocation_outlives_the_helper_and_a_damaged_list_issues_nothing() -> None:
+    site = Site(0)
+    try:
+        revoke(site, NAME + "lost")
+        assert site.cli("helper", "stop").returncode == 0
+        refused = site.cli("identity", "issue", NAME + "lost", "--out", str(site.directory / "lost"))
+        assert refused.returncode != 0
+        assert "this identity is revoked" in refused.stderr
+        token = site.cli("identity", "issue", NAME + "lost", "--audience", "somebody")
+        assert token.returncode != 0
+        assert token.stdout == ""
+        assert site.cli("identity", "issue", NAME + "other", "--out", str(site.directory / "a")).returncode == 0
+        assert site.cli("helper", "stop").returncode == 0
+        listed = site.directory / "state" / "revocations.json"
+        listed.write_bytes(damaged := listed.read_bytes()[:-5])
+        refused = site.cli("identity", "issue", NAME + "other", "--out", str(site.directory / "b"))
+        assert refused.returncode != 0
+        assert "revoked identities" in refused.stderr
+        client = "from nucleus.sdk.client import Gate; print(Gate().health())"
+        served = site.cli("serve", "--workdir", str(site.workspace), "--", sys.executable, "-c", client)
+        assert (served.returncode != 0, served.stdout) == (True, "")
+        assert listed.read_bytes() == damaged
+    finally:
+        site.close()
