@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-identity fuzz simulate kill prove clean audit-deps dist audit-offline release
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-identity fuzz simulate kill prove clean audit-deps dist audit-offline release
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,12 @@ test-api: setup ## the HTTP API against its OpenAPI document, by schemathesis (i
 	@test -x .api/venv/bin/python || $(PYTHON) -m venv .api/venv
 	@.api/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/api/requirements.txt
 	@NUCLEUS_API=$(CURDIR)/.api $(BIN)/pytest tests/api -s
+
+test-postgres: setup ## the ledger on both engines, SQLite and PostgreSQL (Debian's server, installed where root)
+	@if ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && [ "$$(id -u)" = 0 ]; then \
+	  mkdir -p /etc/postgresql-common && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi
+	@$(BIN)/pytest tests/store tests/integration/test_ledger_in_postgres.py
 
 check: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench demo proofs simulate fuzz docs supply

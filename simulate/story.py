@@ -501,7 +501,7 @@ class Story:
 
     def read(self, sql: str) -> Any:
         """Ask the ledger's file, with no chance to fail."""
-        db: Any = self.service.ledger._db
+        db: Any = self.service.ledger.engine.db
         return db._db.execute(sql)
 
     def records(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ ALLOWED = frozenset(
 SAYS = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
+    "BSD 3-Clause License": "BSD-3-Clause",
     "MIT License": "MIT",
     "OSI Approved :: Apache Software License": "Apache-2.0",
     "OSI Approved :: MIT License": "MIT",

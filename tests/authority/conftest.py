@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from integration.postgres import keep_in
 from nucleus.authority.identities import Issuer
 from nucleus.authority.peers import APPROVER, GATE
 from nucleus.authority.service import Service
@@ -99,9 +100,11 @@ class TestService(Service):
         self.turn([(channel, Frame({"id": ident, **header}))])
 
 
-@pytest.fixture
-def in_process(tmp_path: Path) -> Iterator[tuple[TestService, Ear, Ear]]:
+@pytest.fixture(params=["sqlite", "postgres"])
+def in_process(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[TestService, Ear, Ear]]:
     tmp_path.chmod(0o700)
+    if request.param == "postgres":
+        keep_in(request.getfixturevalue("postgres"), tmp_path)
     service = TestService(str(tmp_path))
     service.register_pod("p1", "default", {})
     gate, approver = Ear(GATE, pod="p1"), Ear(APPROVER, uid=7)

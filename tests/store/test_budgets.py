@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from integration.postgres import Server, keep_in
 from nucleus.audit.chain import Head
 from nucleus.budget.reservation import Phase, reconcile
 from nucleus.errors import AuditError, BudgetError, InvalidError, NucleusError
@@ -47,7 +50,8 @@ def create(ledger: Ledger, account: str, amount: int, **values: Any) -> None:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(tmp_path: Path, prepare: Callable[[Path], None]) -> Iterator[Ledger]:
+    prepare(tmp_path)
     ledger = Ledger(str(tmp_path))
     ledger.load()
     create(ledger, "acme", 1_000)
@@ -87,7 +91,7 @@ def test_two_pods_share_what_their_team_has(ledger: Ledger) -> None:
     assert sums(ledger, "acme") == (0, 1_000)
 
 
-def test_accounts_come_back_as_they_were(ledger: Ledger) -> None:
+def test_accounts_come_back_as_they_were(ledger: Ledger, tmp_path: Path) -> None:
     ledger.begin()
     for number, pod in enumerate(("p1", "p2", "p3")):
         ledger.reserve(ledger.pods[pod], name(number), 100)
@@ -95,16 +99,16 @@ def test_accounts_come_back_as_they_were(ledger: Ledger) -> None:
     ledger.settle(ledger.pods["p1"], name(0), 30)
     ledger.close_pod(ledger.pods["p2"])
     ledger.commit()
-    other = again(ledger)
+    other = again(ledger, tmp_path)
     assert sums(other, "acme/team") == (30, 0)
     assert sums(other, "acme") == (30, 100)
     assert other.pods["p1"].draws_on == "acme/team"
     other.close()
 
 
-def again(ledger: Ledger) -> Ledger:
+def again(ledger: Ledger, tmp_path: Path) -> Ledger:
     ledger.close()
-    other = Ledger(os.path.dirname(ledger.path))
+    other = Ledger(str(tmp_path))
     other.load()
     return other
 
@@ -126,7 +130,7 @@ def test_what_is_rolled_back_is_rolled_back_at_every_level(ledger: Ledger) -> No
     assert ledger.accounts.find("c") is None
 
 
-def test_a_top_up_holds_at_once_and_once(ledger: Ledger) -> None:
+def test_a_top_up_holds_at_once_and_once(ledger: Ledger, tmp_path: Path) -> None:
     ledger.begin()
     ledger.reserve(ledger.pods["p1"], name(1), 400)
     ledger.reserve(ledger.pods["p2"], name(2), 100)
@@ -139,12 +143,12 @@ def test_a_top_up_holds_at_once_and_once(ledger: Ledger) -> None:
     assert not ledger.top_up(more)
     assert ledger.open_budget(ledger.pods["p3"], 5_000, 0).limit == 5_010  # the gate's own number is what it was
     ledger.commit()
-    other = again(ledger)
+    other = again(ledger, tmp_path)
     assert (other.accounts.pools["acme/team"].limit, other.pods["p3"].account.limit) == (550, 5_010)
     other.close()
 
 
-def test_a_charge_takes_what_there_is(ledger: Ledger) -> None:
+def test_a_charge_takes_what_there_is(ledger: Ledger, tmp_path: Path) -> None:
     ledger.begin()
     done = ledger.charge(entry("a", CHARGE, pod="p3", amount=900), 2)
     assert (done.charged, done.account) == (900, "acme")
@@ -157,7 +161,7 @@ def test_a_charge_takes_what_there_is(ledger: Ledger) -> None:
     ledger.commit()
     assert sums(ledger, "acme") == (1_000, 0)
     assert sums(ledger, "acme/team") == (100, 0)
-    other = again(ledger)
+    other = again(ledger, tmp_path)
     assert (other.pods["p1"].account.spent, other.pods["p3"].account.spent) == (100, 900)
     other.begin()
     other.close_pod(other.pods["p1"])
@@ -166,7 +170,7 @@ def test_a_charge_takes_what_there_is(ledger: Ledger) -> None:
     other.close()
 
 
-def test_a_window_begins_again_on_file_too(ledger: Ledger) -> None:
+def test_a_window_begins_again_on_file_too(ledger: Ledger, tmp_path: Path) -> None:
     create(ledger, "daily", 100, window_ns=DAY, time_ns=DAY)
     ledger.begin()
     ledger.register("p4", "default", 1, "daily")
@@ -182,7 +186,7 @@ def test_a_window_begins_again_on_file_too(ledger: Ledger) -> None:
     with pytest.raises(BudgetError):
         ledger.reserve(pod, name(3), 1, now_ns=3 * DAY + 7)  # what is held of the window before still is
     ledger.commit()
-    other = again(ledger)
+    other = again(ledger, tmp_path)
     pool = other.accounts.pools["daily"]
     assert (pool.spent, pool.reserved, pool.since_ns) == (0, 100, 3 * DAY)
     other.close()
@@ -217,6 +221,7 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp(prefix="ledger-")
+        self.prepare()
         self.ledger = Ledger(self.directory)
         self.ledger.load()
         self.now = DAY
@@ -342,19 +347,12 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def kill_9(self) -> None:
         """What memory knew alone is gone; another process ends what was open by the crash rules, and the pods go on."""
-        copy = f"{self.directory}/after"
-        os.mkdir(copy)
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{self.directory}/ledger.sqlite3{suffix}", f"{copy}/ledger.sqlite3{suffix}")
         intents = {
             reservation
             for reservation, pod in self.live.items()
             if self.ledger.pods[pod].account.holds[reservation].phase >= Phase.INTENT
         }
-        self.ledger.close()
-        for suffix in ("", "-wal"):
-            shutil.move(f"{copy}/ledger.sqlite3{suffix}", f"{self.directory}/ledger.sqlite3{suffix}")
-        os.rmdir(copy)
+        self.die()
         self.ledger = Ledger(self.directory)
         self.ledger.load()
         self.ledger.begin()
@@ -365,6 +363,20 @@ class Interleavings(RuleBasedStateMachine):
             self.counted(pod, verdict.charged or 0)
             self.resolved(reservation)
         self.ledger.commit()
+
+    def prepare(self) -> None:
+        """Before the ledger is opened."""
+
+    def die(self) -> None:
+        """Let go of the store as kill -9 does."""
+        copy = f"{self.directory}/after"
+        os.mkdir(copy)
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{self.directory}/ledger.sqlite3{suffix}", f"{copy}/ledger.sqlite3{suffix}")
+        self.ledger.close()
+        for suffix in ("", "-wal"):
+            shutil.move(f"{copy}/ledger.sqlite3{suffix}", f"{self.directory}/ledger.sqlite3{suffix}")
+        os.rmdir(copy)
 
     @invariant()
     def never_more_than_the_limit(self) -> None:
@@ -385,8 +397,33 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def the_file_says_the_same(self) -> None:
-        assert check(self.ledger._db, "x").problems == []
+        assert self.problems() == []
+
+    def problems(self) -> list[str]:
+        """What `nucleus ledger check` would say."""
+        return check(self.ledger.engine.db, "x").problems
 
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+class InPostgres(Interleavings):
+    """The same, kept in PostgreSQL."""
+
+    def prepare(self) -> None:
+        keep_in(Server.running, self.directory)
+
+    def die(self) -> None:
+        self.ledger.engine._db._usock.shutdown(2)
+        self.ledger.close()
+
+    def problems(self) -> list[str]:
+        """Of a copy."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as db:
+            db.deserialize(self.ledger.snapshot())
+            return check(db, "x").problems
+
+
+TestInPostgres = pytest.mark.usefixtures("postgres")(InPostgres.TestCase)
+TestInPostgres.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)

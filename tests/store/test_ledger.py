@@ -3,7 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ A, B = "a" * 32, "b" * 32
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(tmp_path: Path, prepare: Callable[[Path], None]) -> Iterator[Ledger]:
     tmp_path.chmod(0o700)
+    prepare(tmp_path)
     ledger = Ledger(str(tmp_path))
     ledger.load()
     ledger.begin()
@@ -32,10 +33,10 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     ledger.close()
 
 
-def again(ledger: Ledger) -> Ledger:
+def again(ledger: Ledger, tmp_path: Path) -> Ledger:
     """The same file as another process would find it."""
     ledger.close()
-    other = Ledger(os.path.dirname(ledger.path))
+    other = Ledger(str(tmp_path))
     other.load()
     return other
 
@@ -49,14 +50,14 @@ def hold(ledger: Ledger, name: str, amount: int, *, intent: bool = True) -> None
         ledger.on_record(name, outcome=False)
 
 
-def test_it_comes_back_as_it_was(ledger: Ledger) -> None:
+def test_it_comes_back_as_it_was(ledger: Ledger, tmp_path: Path) -> None:
     hold(ledger, A, 600)
     ledger.begin()
     ledger.settle(ledger.pods["p1"], A, 100)
     ledger.commit()
     hold(ledger, B, 200, intent=False)
     ledger.checkpoint(Head(7, "c" * 64, 99))
-    other = again(ledger)
+    other = again(ledger, tmp_path)
     account = other.pods["p1"].account
     assert (account.limit, account.spent, account.reserved) == (1000, 100, 200)
     assert account.holds[B].phase is Phase.HELD
@@ -117,7 +118,7 @@ def ask(ledger: Ledger, nonce: bytes, pod: str = "p1") -> None:
     ledger.commit()
 
 
-def test_a_nonce_burns_with_its_reservation_and_once(ledger: Ledger) -> None:
+def test_a_nonce_burns_with_its_reservation_and_once(ledger: Ledger, tmp_path: Path) -> None:
     nonce = bytes(32)
     ask(ledger, nonce)
     pod = ledger.pods["p1"]
@@ -132,7 +133,7 @@ def test_a_nonce_burns_with_its_reservation_and_once(ledger: Ledger) -> None:
     with pytest.raises(DeniedError):
         ledger.reserve(pod, B, 10, nonce)
     ledger.commit()
-    other = again(ledger)
+    other = again(ledger, tmp_path)
     other.begin()
     with pytest.raises(DeniedError):
         other.reserve(other.pods["p1"], B, 10, nonce)
@@ -152,18 +153,19 @@ def test_another_pods_nonce_is_none(ledger: Ledger) -> None:
     ledger.commit()
 
 
-def test_the_nonce_is_hashed_at_rest(ledger: Ledger) -> None:
+def test_the_nonce_is_hashed_at_rest(ledger: Ledger, tmp_path: Path) -> None:
     nonce = os.urandom(32)
     ask(ledger, nonce)
     ledger.checkpoint(Head())
-    directory = Path(ledger.path).parent
-    assert all(nonce not in path.read_bytes() for path in directory.iterdir())
+    assert all(nonce not in path.read_bytes() for path in tmp_path.iterdir())
+    assert nonce not in ledger.engine.snapshot()
 
 
+@pytest.mark.parametrize("prepare", ["sqlite"], indirect=True)
 def test_a_full_disk_refuses_and_changes_nothing(ledger: Ledger) -> None:
     hold(ledger, A, 100)
-    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
-    ledger._db.execute(f"PRAGMA max_page_count={pages}")
+    (pages,) = ledger.engine.execute("PRAGMA page_count").fetchone()
+    ledger.engine.execute(f"PRAGMA max_page_count={pages}")
 
     def fill() -> None:
         for number in range(1_000):

@@ -43,6 +43,7 @@ class Batch:
     def start(self, now_ns: int, mono_ns: int, *, durable: bool) -> None:
         """A new turn. `durable`: an approval is decided or spent in it, so its commit is synced."""
         self.now_ns, self.mono_ns, self.durable = now_ns, mono_ns, durable
+        self.ledger.refresh()
 
     def writes(self) -> Ledger:
         """The ledger, with the turn's transaction open."""

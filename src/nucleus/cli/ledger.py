@@ -1,7 +1,8 @@
 """`nucleus ledger`: whether the ledger is sound, and a copy of it that is.
 
-Where an authority runs it is asked for a copy (it has the file for itself); otherwise its lock is taken, the file is
-copied with its WAL, and the copy is looked at: the file itself is never opened as a database here.
+Where an authority runs it is asked for a copy (it has the store for itself); otherwise its lock is taken, the file is
+copied with its WAL, and the copy is looked at: the file itself is never opened as a database here. A ledger in
+PostgreSQL is copied from there.
 Promises: a backup is consistent, checked before it is written, of mode 0600, durable, and overwrites nothing.
 Does not: put a backup back. `USAGE` says how that is done, and what the next start makes of it.
 """
@@ -14,10 +15,12 @@ import os
 import sqlite3
 import sys
 import tempfile
+from contextlib import suppress
 
 from nucleus.cli.options import FLAG, invalid, parse
 from nucleus.errors import AuditError, InvalidError
 from nucleus.pod import runtime
+from nucleus.store.engine import URL_BYTES, URL_FILE, read_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,15 +29,22 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: nucleus ledger check [FILE] [--json]
        nucleus ledger backup FILE
+       nucleus ledger use [--file]
 
   check    whether the ledger, or a backup of it, is whole and its sums are right; exit code 1 if not
   backup   a consistent copy of it, while pods run too
+  use      keep the ledger in PostgreSQL from now on: the URL is read from standard input, and kept in the state
+           directory with mode 0600; with --file, in the file there again
+
+postgresql://USER[:PASSWORD]@HOST[:PORT]/DATABASE[?schema=NAME&sslrootcert=FILE], or by a unix socket
+postgresql:///DATABASE?host=/run/postgresql&user=USER. Over a network TLS is required and verified. One authority has a
+schema for itself. What the audit log has is put into a store that is new; a backup is an SQLite file in any case.
 
 To put a backup back: `nucleus helper stop`, then in the state directory move ledger.sqlite3* away, copy the backup to
 ledger.sqlite3, and give it the owner of the file that was there. What the audit log has and the backup has not is put
 back at the next start, which says so in the log (event recovery); a backup that is ahead of the log is refused.
 """
-_TABLE = {"json": FLAG, "help": FLAG}
+_TABLE = {"json": FLAG, "help": FLAG, "file": FLAG}
 _FILE = "ledger.sqlite3"
 
 
@@ -49,14 +59,18 @@ def main(argv: list[str]) -> int:
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0
+    if options["file"] and given != ["use"]:
+        raise invalid("--file is for `nucleus ledger use`")
     match given:
+        case ["use"] if not options["json"]:
+            return _use(to_file=options["file"])
         case ["check"]:
             return _check(_current(), "the ledger", options["json"])
         case ["check", path]:
             return _check(_file(path), path, options["json"])
         case ["backup", path] if not options["json"]:
             return _backup(path)
-    raise invalid("ledger check [FILE], or ledger backup FILE")
+    raise invalid("ledger check [FILE], ledger backup FILE, or ledger use [--file]")
 
 
 def _current() -> bytes:
@@ -94,21 +108,100 @@ def _asked(approver: object) -> bytes:
 
 def _unowned(directory: str) -> bytes:
     """No authority runs: with its lock held, none begins meanwhile."""
-    path = os.path.join(directory, _FILE)
+    lock = _locked(directory)
+    try:
+        if url := read_url(directory):
+            from nucleus.store.postgres import Postgres
+
+            engine = Postgres(url)
+            try:
+                return engine.snapshot()
+            finally:
+                engine.close()
+        return _with_wal(os.path.join(directory, _FILE))
+    finally:
+        os.close(lock)
+
+
+def _locked(directory: str) -> int:
+    """The state directory's lock, as a descriptor. Raises AuditError: there is no state, or an authority has it."""
     try:
         lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise AuditError(f"{directory} has no ledger: {error.strerror}", rule="ledger.open") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AuditError(
-                f"an authority owns {directory}", rule="store.locked", next_step="Try again when its pods have ended."
-            ) from None
-        return _with_wal(path)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise AuditError(
+            f"an authority owns {directory}",
+            rule="store.locked",
+            next_step="Try again when its pods have ended (`nucleus helper stop`).",
+        ) from None
+    return lock
+
+
+def _use(*, to_file: bool) -> int:
+    """Where the ledger is kept from the next start on. The store is tried before anything is changed."""
+    directory = runtime.state_dir()
+    lock = _locked(directory)
+    path = os.path.join(directory, URL_FILE)
+    try:
+        if to_file:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            shown = os.path.join(directory, _FILE)
+        else:
+            url = _url()
+            from nucleus.store.postgres import Postgres
+
+            engine = Postgres(url)
+            engine.close()
+            shown = engine.path
+            _write_url(directory, path, url)
+        _sync(directory)
     finally:
         os.close(lock)
+    sys.stdout.write(f"the ledger is kept in {shown}; what the audit log has is put there at the next start\n")
+    return 0
+
+
+def _url() -> str:
+    """From standard input, where nobody lists it as they do a command's words."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise invalid("the URL is read from standard input, and there is none")
+    if sys.stdin.isatty():
+        import getpass
+
+        return getpass.getpass("URL (not shown): ").strip()
+    data = sys.stdin.buffer.read(URL_BYTES + 1)
+    if len(data) > URL_BYTES or not data.isascii():
+        raise invalid(f"a URL is at most {URL_BYTES} bytes of ASCII")
+    return data.decode("ascii").strip()
+
+
+def _write_url(directory: str, path: str, url: str) -> None:
+    """A file of the directory's owner, whole or not at all."""
+    owner = os.stat(directory)
+    with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".ledger.url-", delete=False, encoding="ascii") as file:
+        try:
+            file.write(url + "\n")
+            file.flush()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            os.fchmod(file.fileno(), 0o600)
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _sync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _file(path: str) -> bytes:
@@ -204,11 +297,7 @@ def _backup(path: str) -> int:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync(os.path.dirname(path) or ".")
     except OSError as error:
         os.unlink(path)
         raise AuditError(f"{path}: {error.strerror}", rule="ledger.file") from error

@@ -9,7 +9,6 @@ Does not: write the audit log.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from typing import Any
@@ -17,10 +16,12 @@ from typing import Any
 from nucleus.budget import names
 from nucleus.budget.reservation import Pool
 from nucleus.errors import AuditError, InvalidError
+from nucleus.store.engine import Rows
 
 MAX_ACCOUNTS = 1_000
 CREATE, TOP_UP, CHARGE, DEFAULT = "create", "top-up", "charge", "default"  # Entry.change
-Execute = Callable[..., sqlite3.Cursor]
+Execute = Callable[..., Rows]
+SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Accounts:
         self.default = ""
 
     def load(self) -> None:
-        """Read them from the file; nothing is reserved of them yet."""
+        """Read them from the store; nothing is reserved of them yet."""
         self.pools = {
             name: Pool(name, budget, spent, 0, window_ns, since_ns)
             for name, budget, spent, window_ns, since_ns in self._execute(
@@ -139,7 +140,7 @@ class Accounts:
             self._execute("UPDATE accounts SET budget=budget+? WHERE name=?", (entry.amount, entry.account))
             pool.limit += entry.amount
         elif entry.change == DEFAULT:
-            self._execute("INSERT OR REPLACE INTO meta VALUES ('default_account', ?)", (entry.account,))
+            self._execute(SET_META, ("default_account", entry.account))
             self.default = entry.account
         return True
 
@@ -167,8 +168,9 @@ class Accounts:
     def add(self, entry: Entry, *, logged: bool) -> bool:
         """Keep an entry; False when its id was used before."""
         changed = self._execute(
-            "INSERT OR IGNORE INTO entries (id, time_ns, change, account, pod, amount, charged, window_ns, who, reason,"
-            " number, logged) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(number), 0) + 1, ? FROM entries",
+            "INSERT INTO entries (id, time_ns, change, account, pod, amount, charged, window_ns, who, reason, number,"
+            " logged) SELECT ?, CAST(? AS BIGINT), ?, ?, ?, CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), ?,"
+            " ?, coalesce(max(number), 0) + 1, CAST(? AS BIGINT) FROM entries WHERE true ON CONFLICT DO NOTHING",
             (*astuple(entry), int(logged)),
         ).rowcount
         return bool(changed == 1)
@@ -188,8 +190,8 @@ class Accounts:
 
     def history(self, account: str, pod: str, count: int) -> list[Entry]:
         """The last `count` entries, the newest first; of one account or pod where it is named."""
-        where = "WHERE (?1='' OR account=?1) AND (?2='' OR pod=?2) ORDER BY number DESC LIMIT ?3"
-        return [entry for entry, _ in self._read(where, (account, pod, count))]
+        where = "WHERE (CAST(? AS TEXT)='' OR account=?) AND (CAST(? AS TEXT)='' OR pod=?) ORDER BY number DESC LIMIT ?"
+        return [entry for entry, _ in self._read(where, (account, account, pod, pod, count))]
 
     def _read(self, where: str, values: tuple[Any, ...]) -> list[tuple[Entry, bool]]:
         columns = "id, time_ns, change, account, pod, amount, charged, window_ns, who, reason, logged"

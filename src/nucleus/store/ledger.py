@@ -1,18 +1,18 @@
-"""The ledger: pods, budgets, reservations and approvals, in one SQLite file with one writer.
+"""The ledger: pods, budgets, reservations and approvals, in one store (`store.engine`) with one writer.
 
 Promises: every change happens inside the transaction of a batch (`begin` ... `commit`); a batch begun `durable` is on
-the disk when `commit` returns (synchronous=FULL), any other survives kill -9 (NORMAL); a batch that cannot be committed
-leaves database and memory as they were. A reservation's id is used once in its pod's life; a nonce burns in the
-transaction of its reservation, once. A reservation holds in its pod and in every account above, or nowhere.
-Relies on: being the only one to open the file (`store.lock`; exclusive locking mode); `budget.reservation` for rules;
-`store.schema` for what the file is, `store.budgets` for the accounts.
+the disk when `commit` returns, any other survives kill -9; a batch that cannot be committed leaves the store as it was
+and memory as the store has it: while the store cannot be reached, nothing is taken. A reservation's id is used once in
+its pod's life; a nonce burns in the transaction of its reservation, once. A reservation holds in its pod and in every
+account above, or nowhere.
+Relies on: being the only one that writes (`store.lock`; the engine); `budget.reservation` for rules; `store.budgets`
+for the accounts.
 Does not: make randomness, or write the audit log, from which `authority.recovery` repairs what a power cut took.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,9 @@ from nucleus.approval.token import nonce_digest
 from nucleus.audit.chain import Head
 from nucleus.budget.reservation import Account, Hold, Phase, Pool
 from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError
-from nucleus.store.budgets import CHARGE, Accounts, Entry
-from nucleus.store.schema import open_file
+from nucleus.store.budgets import CHARGE, SET_META, Accounts, Entry
+from nucleus.store.engine import Engine, Rows, open_engine
 
-FILE = "ledger.sqlite3"
 _OPEN, _SETTLED, _RELEASED = 0, 1, 2  # reservations.state
 _INTENT, _OUTCOME = 1, 2  # reservations.logged
 
@@ -44,52 +43,61 @@ class PodAccount:
 class Ledger:
     """See the module.
 
+    Args:
+        directory: the state directory; what is in it says where the ledger is kept.
+        engine: or this one.
+
     Raises:
-        AuditError: as `store.schema.open_file`.
+        AuditError: as `store.engine.open_engine`.
     """
 
-    def __init__(self, directory: str) -> None:
-        self.path = os.path.join(directory, FILE)
+    def __init__(self, directory: str, engine: Engine | None = None) -> None:
+        self.engine = engine or open_engine(directory)
+        self.path = self.engine.path
         self.pods: dict[str, PodAccount] = {}
         self.recorded: dict[str, int] = {}  # reservation -> charged: its end is on record, and not yet carried out here
         self.stopped: set[str] = set()  # pods, likewise
         self.promised: dict[str, Entry] = {}  # entries that are on record, and not yet carried out here
         self.logged: set[str] = set()  # entries of accounts that are on record, for the next checkpoint to note
         self._marks: list[tuple[int, bytes]] = []
-        self._durable: bool | None = None
         self._inside = False
-        self._db = open_file(self.path)
+        self._stale = False  # the store could not be asked what it has
         self.accounts = Accounts(self._execute)
 
-    def _execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(sql, values)
-        except sqlite3.IntegrityError:
-            raise  # a name that exists: its caller's to tell
-        except sqlite3.Error as error:
-            raise AuditError(f"the ledger cannot be written: {error}", rule="ledger.io") from error
+    def _execute(self, sql: str, values: tuple[Any, ...] = ()) -> Rows:
+        return self.engine.execute(sql, values)
 
     # The batch
 
     def begin(self, *, durable: bool = False) -> None:
-        """Open the batch's transaction, when it is not open already. `durable`: the commit is on the disk.
-
-        SQLite cannot change `synchronous` inside a transaction, so the batch has to know beforehand.
-        """
+        """Open the batch's transaction, when it is not open already. `durable`: the commit is on the disk."""
         if self._inside:
             return
-        if self._durable is not durable:
-            self._execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            self._durable = durable
-        self._execute("BEGIN IMMEDIATE")
+        if self._stale:
+            raise AuditError("the ledger cannot be reached", rule="ledger.io", next_step="See the database it is in.")
+        try:
+            self.engine.begin(durable=durable)
+        except AuditError:
+            self._stale = True
+            raise
         self._inside = True
+
+    def refresh(self) -> None:
+        """Between two batches: where the store could not be reached, try again, and read what it has.
+
+        Raises:
+            AuditError: it is somebody else's now.
+        """
+        if self._stale and self.engine.refresh():
+            with suppress(AuditError):  # gone again
+                self._reload()
 
     def commit(self) -> None:
         """Commit the batch. Raises AuditError (rule ``ledger.io``); database and memory are then as before it."""
         if not self._inside:
             return
         try:
-            self._execute("COMMIT")
+            self.engine.commit()
         except AuditError:
             self.rollback()
             raise
@@ -100,9 +108,16 @@ class Ledger:
         if not self._inside:
             return
         self._inside = False
-        if self._db.in_transaction:
-            self._execute("ROLLBACK")
+        self._stale = True
+        try:
+            self.engine.rollback()
+            self._reload()
+        except AuditError:
+            return  # `begin` refuses until `refresh` has read it
+
+    def _reload(self) -> None:
         self.load()
+        self._stale = False
         # What the log has on record is known in memory alone until the next checkpoint. What was staged is HELD or
         # SETTLED again, as it should be: the log's batch is forgotten with this one.
         for level, ident in self._marks:
@@ -114,7 +129,7 @@ class Ledger:
                     hold.phase = Phase.INTENT
 
     def load(self) -> None:
-        """Read the accounts, the open pods and their unresolved reservations from the file."""
+        """Read the accounts, the open pods and their unresolved reservations from the store."""
         self.accounts.load()
         self.pods = {}
         for pod, namespace, budget, window_ns, started_ns, spent, name, granted in self._execute(
@@ -143,13 +158,13 @@ class Ledger:
 
     def register(self, pod: str, namespace: str, now_ns: int, draws_on: str = "") -> None:
         """A new pod, charged to the account `draws_on` and all above it. Raises InvalidError: the name was used."""
-        try:
-            self._execute(
-                "INSERT INTO pods (pod, namespace, state, started_ns, account) VALUES (?, ?, 'open', ?, ?)",
-                (pod, namespace, now_ns, draws_on),
-            )
-        except sqlite3.IntegrityError:
-            raise InvalidError("a pod of this name exists or existed", rule="pod.name") from None
+        changed = self._execute(
+            "INSERT INTO pods (pod, namespace, state, started_ns, account) VALUES (?, ?, 'open', ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (pod, namespace, now_ns, draws_on),
+        ).rowcount
+        if changed != 1:
+            raise InvalidError("a pod of this name exists or existed", rule="pod.name")
         self.pods[pod] = PodAccount(pod, namespace, now_ns, draws_on=draws_on)
 
     def open_budget(self, pod: PodAccount, limit: int, window_ns: int) -> Account:
@@ -188,12 +203,12 @@ class Ledger:
         amount = account.check_reserve(reservation, amount, least)
         if nonce is not None and not self._approved(pod.pod, nonce):
             raise DeniedError("this approval was used before or is not known", rule="approval.nonce")
-        try:
-            self._execute(
-                "INSERT INTO reservations VALUES (?, ?, ?, 0, 0, 0)", (bytes.fromhex(reservation), pod.pod, amount)
-            )
-        except sqlite3.IntegrityError:
-            raise InvalidError("this reservation existed before", rule="budget.reservation") from None
+        changed = self._execute(
+            "INSERT INTO reservations VALUES (?, ?, ?, 0, 0, 0) ON CONFLICT DO NOTHING",
+            (bytes.fromhex(reservation), pod.pod, amount),
+        ).rowcount
+        if changed != 1:
+            raise InvalidError("this reservation existed before", rule="budget.reservation")
         if nonce is not None:
             self._execute("UPDATE approvals SET state='burnt' WHERE nonce=?", (nonce_digest(nonce),))
         account.reserve(reservation, amount)
@@ -241,7 +256,7 @@ class Ledger:
         """Put back a reservation that a power cut took and the audit log has, of the time `when_ns`."""
         account = account_of(pod)
         row = (bytes.fromhex(reservation), pod.pod, amount, _SETTLED, charged, _OUTCOME)
-        if self._execute("INSERT OR IGNORE INTO reservations VALUES (?, ?, ?, ?, ?, ?)", row).rowcount:
+        if self._execute("INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount:
             account.spent += charged
             self.accounts.recover(pod.draws_on, charged, when_ns)
 
@@ -254,7 +269,8 @@ class Ledger:
         """
         row = (pod, namespace, draws_on, sum(charged for charged, _ in charges) + reported)
         sql = (
-            "INSERT OR IGNORE INTO pods (pod, namespace, state, started_ns, account, spent) VALUES (?,?,'closed',0,?,?)"
+            "INSERT INTO pods (pod, namespace, state, started_ns, account, spent) VALUES (?, ?, 'closed', 0, ?, ?)"
+            " ON CONFLICT DO NOTHING"
         )
         if not self._execute(sql, row).rowcount:
             return False
@@ -300,7 +316,8 @@ class Ledger:
         pod = self.pods.get(entry.pod)
         if pod is not None and pod.account is not None:
             self._execute(
-                "UPDATE pods SET budget=budget+?1, granted=granted+?1 WHERE pod=?2", (entry.amount, entry.pod)
+                "UPDATE pods SET budget=budget+?, granted=granted+? WHERE pod=?",
+                (entry.amount, entry.amount, entry.pod),
             )
             pod.account.limit += entry.amount
             pod.granted += entry.amount
@@ -380,18 +397,19 @@ class Ledger:
         self._marks.append((_OUTCOME if outcome else _INTENT, bytes.fromhex(reservation)))
 
     def checkpoint(self, head: Head, tree: str = "") -> None:
-        """Keep the log's head, and what it says of reservations up to there; then fold the WAL into the file.
+        """Keep the log's head, and what it says of reservations up to there; then let the engine tidy up.
 
         `tree`: the log's tree at that head and what was signed of it, as text for `tree` (`authority.signing`).
 
-        Everything that the batches before wrote is in the WAL before this, so a checkpoint that survived proves them.
+        Everything that the batches before wrote is in the store's WAL before this: a checkpoint that survived proves
+        them.
         """
         if self.recorded or self.stopped or self.promised:
             return  # the next start has to read those records again
         self.begin(durable=True)
         try:
-            self._execute("INSERT OR REPLACE INTO meta VALUES ('head', ?)", (f"{head.seq} {head.hash} {head.offset}",))
-            self._execute("INSERT OR REPLACE INTO meta VALUES ('tree', ?)", (tree,))
+            self._execute(SET_META, ("head", f"{head.seq} {head.hash} {head.offset}"))
+            self._execute(SET_META, ("tree", tree))
             for entry in self.logged:
                 self.accounts.on_record(entry)
             for mark in self._marks:
@@ -402,7 +420,7 @@ class Ledger:
         self.commit()
         self._marks.clear()
         self.logged.clear()
-        self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.engine.fold()
 
     def head(self) -> Head | None:
         """The log's head at the last checkpoint."""
@@ -422,19 +440,12 @@ class Ledger:
         self._execute("DELETE FROM approvals")
 
     def snapshot(self) -> bytes:
-        """A consistent copy of the file by SQLite's backup, between two batches. Raises AuditError."""
-        copy = sqlite3.connect(":memory:")
-        try:
-            self._db.backup(copy)
-            return bytes(copy.serialize())
-        except sqlite3.Error as error:
-            raise AuditError(f"the ledger cannot be read: {error}", rule="ledger.io") from error
-        finally:
-            copy.close()
+        """A consistent copy, as an SQLite file, between two batches. Raises AuditError."""
+        return self.engine.snapshot()
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Let go of the store."""
+        self.engine.close()
 
 
 def account_of(pod: PodAccount) -> Account:
