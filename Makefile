@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-identity fuzz simulate kill prove clean audit-deps dist audit-offline release
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-ledger bench-identity fuzz simulate kill prove clean audit-deps dist audit-offline release
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -117,6 +117,9 @@ docs: setup ## what the documentation takes from the code: README's limits, the 
 
 bench-search: setup ## glob and grep against ripgrep and a plain scandir walk, on a synthetic tree of 63 MB
 	@$(BIN)/python -m bench.search
+
+bench-ledger: setup ## reservations and nonces against a bare SQLite writer that syncs as often
+	@$(BIN)/python -m bench.ledger
 
 bench-streaming: setup ## what streaming costs: a line from the pod to its reader, a run with and without
 	@$(BIN)/python -m bench.streaming
