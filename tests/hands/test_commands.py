@@ -103,11 +103,22 @@ def test_deadline(gate: Gate) -> None:
     started = time.monotonic()
     ok, out, _ = gate.run("sh", "-c", "echo before; sleep 60 & sleep 60", timeout_ms=200)
     assert time.monotonic() - started < 1.5
-    assert (ok["timed_out"], ok["signal"], ok["exit_code"], out) == (True, signal.SIGKILL, None, b"before\n")
+    assert (ok["timed_out"], ok["signal"], ok["exit_code"], out) == (True, signal.SIGTERM, None, b"before\n")
     ok, _, _ = gate.run("yes", timeout_ms=200)
     assert (ok["timed_out"], ok["stdout_truncated"]) == (True, True)
+    started = time.monotonic()
     ok, _, _ = gate.run("sh", "-c", "trap '' TERM INT HUP; while :; do :; done", timeout_ms=200)
-    assert ok["timed_out"] is True
+    assert (ok["timed_out"], ok["signal"]) == (True, signal.SIGKILL)
+    assert 1.1 < time.monotonic() - started < 2.2
+
+
+def test_at_the_deadline_a_command_may_say_what_it_has(gate: Gate) -> None:
+    code = (
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit('so far'))\n"
+        "print('on', flush=True)\ntime.sleep(60)"
+    )
+    ok, out, err = gate.run(sys.executable, "-S", "-c", code, timeout_ms=700)
+    assert (ok["timed_out"], ok["exit_code"], ok["signal"], out, err) == (True, 1, None, b"on\n", b"so far\n")
 
 
 def test_cancel(gate: Gate) -> None:

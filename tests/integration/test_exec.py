@@ -85,7 +85,11 @@ def test_a_shell_string_runs_as_it_was_decided(site: Site) -> None:
 def test_a_deadline_kills_the_whole_group(site: Site) -> None:
     code = "import os, time\nos.fork() or time.sleep(60)\ntime.sleep(60)"
     done = site.exec("python3", "-c", code, flags=("--timeout", "1"))
-    assert done.returncode == 137
+    assert done.returncode == 143
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\ntime.sleep(60)"
+    assert site.exec("python3", "-c", code, flags=("--timeout", "1")).returncode == 124
+    stubborn = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(60)"
+    assert site.exec("python3", "-c", stubborn, flags=("--timeout", "1")).returncode == 137
     assert site.exec("true").returncode == 0
 
 

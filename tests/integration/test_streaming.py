@@ -91,8 +91,8 @@ def test_exit_code_signal_and_deadline_are_told_apart(root_site: Site) -> None:
         (
             ("python3", "-c", "print('x', flush=True); import time; time.sleep(60)"),
             ("--timeout", "1"),
-            137,
-            (None, 9, True),
+            143,
+            (None, 15, True),
         ),
     ):
         done = run(root_site, *argv, flags=flags)

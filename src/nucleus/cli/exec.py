@@ -30,7 +30,7 @@ usage: nucleus exec [options] -- COMMAND [ARGUMENT...]
   --workdir DIR        the workspace (default: the current directory)
   --trust-workspace    the workspace's content is not untrusted input
   --toolchain DIR      show DIR read-only in the pod (repeatable)
-  --timeout SECONDS    deadline of the command (default: the gate's, 120)
+  --timeout SECONDS    deadline of the command (default: the gate's, 120): SIGTERM, and SIGKILL a second later
   --stdin              send our standard input (UTF-8, at most 1 MiB) to the command
   --approvals WHERE    auto: ask on this terminal, if there is one; none: do not
   --namespace NAME     the pod's namespace (default: default)
@@ -252,12 +252,14 @@ def _report(reply: dict[str, Any], as_json: bool, live: Live | None) -> int:
             if result.get(f"{name}_truncated"):
                 sys.stderr.write(f"nucleus: {name} was truncated\n")
         if result.get("timed_out"):
-            sys.stderr.write("nucleus: the command ran into its deadline and was killed\n")
+            sys.stderr.write("nucleus: the command ran into its deadline and was ended\n")
     if reply.get("status") != "ok":
         return _refused(reply, as_json)
     code, number = result.get("exit_code"), result.get("signal")
     if isinstance(number, int) and number:
         return 128 + number
+    if result.get("timed_out"):
+        return 124  # as timeout(1): it ended by itself when it was told to
     return code if isinstance(code, int) else 1
 
 

@@ -7,7 +7,7 @@ Promises, for each command:
     default signals, exactly our environment, 0 1 2 and no other descriptor, under `command_filter` (seccomp) if there
     is one.
  3. stdin is fed and both outputs are drained without ever blocking; the first `output_bytes` of each are kept.
- 4. at the deadline, or on cancel, the process group is killed with SIGKILL.
+ 4. at the deadline the process group is told to end (SIGTERM), and `SOFT_NS` later, or on cancel at once, killed.
  5. when the leader ends its group is killed, and as pid 1 every orphan that was left to us, again and again until none
     is there; then what the pipes still hold is read and they are closed: a background process cannot hold the answer.
 Where `stream` is asked for, what is kept is also handed on as it comes, at most every `STREAM_NS`.
@@ -40,6 +40,7 @@ _SWEEPS = 200  # rounds of killing orphans before everything of the pod is kille
 _SWEEP_SECONDS = 0.5  # or this long: a fork bomb leaves us one part in hundreds of the processor
 _STAGE_DIRECTORY, _STAGE_FILTER, _STAGE_EXEC = range(3)
 # What Python ignores, and what whoever started us did (nohup), a program expects as default.
+SOFT_NS = 1_000_000_000  # from SIGTERM to SIGKILL; less than `LIMITS.grace_ns`, after which the gate gives up
 _RESET = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
@@ -153,9 +154,14 @@ class Command:
                 output.told += len(piece)
                 self._stream(index, piece)
 
-    def kill(self, *, timed_out: bool = False) -> None:
-        """Step 4. The answer follows when the leader has been reaped."""
-        self._timed_out = self._timed_out or timed_out
+    def late(self, now: int) -> None:
+        """Step 4 at the deadline; then `deadline` is when to come again, should it be needed."""
+        soft, self._timed_out = not self._timed_out, True
+        self.deadline = now + SOFT_NS
+        kill_group(self.pid, signal.SIGTERM if soft else signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Step 4 on cancel. The answer follows when the leader has been reaped."""
         kill_group(self.pid)
 
     def on_exit(self, status: int) -> None:
@@ -248,11 +254,11 @@ class Command:
             self._failure = HandsError(code, f"the program cannot be started: {name}")
 
 
-def kill_group(pid: int) -> None:
-    """SIGKILL to a leader and its group."""
-    for send in (os.killpg, os.kill):
+def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
+    """A signal to a leader and its group."""
+    for send in (os.killpg, os.kill) if number == signal.SIGKILL else (os.killpg,):
         try:
-            send(pid, signal.SIGKILL)
+            send(pid, number)
         except (ProcessLookupError, PermissionError):
             continue
 

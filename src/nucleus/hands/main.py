@@ -106,8 +106,7 @@ class Hands:
             now = time.monotonic_ns()
             for command in self._commands.values():
                 if command.deadline <= now:
-                    command.deadline = now + 1_000_000_000  # SIGKILL again in a second, should it be needed
-                    command.kill(timed_out=True)
+                    command.late(now)
                 due = command.due()
                 if due is not None and due <= now and self._pending < STREAM_PENDING:
                     command.tell(now)
