@@ -84,6 +84,9 @@ PATHS = [
     ("/var/sandbox/abc123", "[sandbox]"),
     ("[sandbox]/a [home]/b [path]:12", "[sandbox]/a [home]/b [path]:12"),
     ("[home]/a:/etc/passwd", "[home]/a:[path]"),
+    ("'/var/sandbox/{ /etc/x'", "'[path]'"),  # found by fuzzing: a name that is none
+    ("'/home/u /etc/x'", "'[path]'"),
+    ("'/home/u x=/etc/x'", "'[path]'"),
 ]
 
 

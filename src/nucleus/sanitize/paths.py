@@ -40,8 +40,10 @@ JOINT = Pattern(
     r"|\\{1,4}[nrt]|\\{1,4}u00[01][0-9a-fA-F]|\\{1,4}x[01][0-9a-fA-F]"
 )
 POSITION = Pattern(r":\d{1,9}(?::\d{1,9})?:?")
-SANDBOX_DIRECTORY = Pattern(r"/var/(?:lib/nucleus/)?(?:sandbox|pods)/[^/]+")
-HOME = Pattern(r"/(?:var/|export/|usr/)?home/[^/]+|/Users/[^/]+|/root")
+# A name may hold blanks between plain words; in quotes that do not belong together another path may follow one.
+_NAME = r"[^/\s]+(?: [A-Za-z0-9_.\-]+)*"
+SANDBOX_DIRECTORY = Pattern(rf"/var/(?:lib/nucleus/)?(?:sandbox|pods)/{_NAME}(?:$|(?=/))")
+HOME = Pattern(rf"/(?:var/|export/|usr/)?home/{_NAME}|/Users/{_NAME}|/root")
 TAG = Pattern(r"/[A-Za-z][A-Za-z0-9:\-]{0,40}$")
 FLAG = Pattern(r"-(?:[A-Za-z]|isystem|iquote|idirafter|isysroot|include|imacros|B|rpath)$")
 # The plainest paths: nothing strange before (a look back of two), nothing joined to their end.
