@@ -255,6 +255,8 @@ def sanitizer(data: bytes) -> None:
     assert redact(redact(whole)) == redact(whole)
     name = "".join(c for c in whole[:12] if c.isascii() and c.isalnum()) or "x"
     planted = f"/etc/planted{name}/deep"
+    if f"planted{name}/deep" in whole:
+        return  # the input has it already, as a relative path perhaps: that is shown
     for before, after in ((whole[:200] + " ", " " + whole[200:]), (whole[:200] + "\n", "\n"), ('"', '" ' + whole)):
         shown = sanitize(f"{before}{planted}{after}")
         assert f"planted{name}/deep" not in shown, shown
