@@ -46,7 +46,9 @@ class Server:
         with open(self.directory / "log", "ab") as log:
             self.child = subprocess.Popen(
                 [
-                    str(self.programs / "postgres"), "-D", f"{self.directory}/data", "-k", self.socket,
+                    # It ends with the tests, however they end.
+                    "setpriv", "--pdeathsig", "INT", str(self.programs / "postgres"),
+                    "-D", f"{self.directory}/data", "-k", self.socket,
                     "-c", "listen_addresses=", "-c", "max_connections=50", "-c", "shared_buffers=16MB",
                 ],
                 user=self.uid if os.geteuid() == 0 else None, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

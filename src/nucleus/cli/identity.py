@@ -85,8 +85,7 @@ def main(argv: list[str]) -> int:
     options, words = _split(rest, _TAKES[verb])
     if len(words) != _WORDS.get(verb, 0):
         raise invalid(f"identity {verb} takes {_WORDS.get(verb, 0) or 'no'} word beside its options")
-    name = verb.replace(" ", "_")
-    return int(globals()[f"_{name}"](options, words))
+    return _VERBS[verb](options, words)
 
 
 def _split(argv: list[str], table: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -424,3 +423,18 @@ def _json(value: Any) -> None:
     import json
 
     sys.stdout.write(json.dumps(value) + "\n")
+
+
+_VERBS = {
+    "show": _show,
+    "entries add": _entries_add,
+    "entries list": _entries_list,
+    "entries remove": _entries_remove,
+    "serve": _serve,
+    "issue": _issue,
+    "verify": _verify,
+    "bundle": _bundle,
+    "revoke": _revoke,
+    "restore": _restore,
+    "revoked": _revoked,
+}

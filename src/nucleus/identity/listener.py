@@ -30,7 +30,7 @@ from typing import Any
 
 from nucleus.errors import BudgetError, InvalidError, NucleusError, SandboxError, UnauthenticatedError
 from nucleus.frames import Decoder, Frame, encode
-from nucleus.identity.attestation import Caller, PodOf
+from nucleus.identity.attestation import Caller, PodOf, pid_namespace
 from nucleus.identity.entries import Facts
 from nucleus.kernel import syscalls
 from nucleus.pod import boot
@@ -279,7 +279,7 @@ class Pods:
 
     def __init__(self, status: Callable[[], list[dict[str, Any]]]) -> None:
         self._status = status
-        self._own = _namespace(os.getpid())
+        self._own = pid_namespace(os.getpid())
         self._known: dict[tuple[int, int], str] = {}
 
     def __call__(self, namespace: tuple[int, int]) -> str | None:
@@ -290,18 +290,10 @@ class Pods:
         known: dict[tuple[int, int], str] = {}
         for pod in self._status():
             for pid in pod.get("pids", []):
-                found = _namespace(pid)
+                found = pid_namespace(pid)
                 if found is not None and found != self._own:
                     known[found] = str(pod.get("pod"))
         return known.get(namespace)
-
-
-def _namespace(pid: int) -> tuple[int, int] | None:
-    try:
-        found = os.stat(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def listen(path: str, mode: int) -> socket.socket:

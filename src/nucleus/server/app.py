@@ -27,12 +27,11 @@ from nucleus.limits import LIMITS
 from nucleus.model.operation import OPERATIONS
 from nucleus.model.principal import Principal
 from nucleus.sanitize import sanitize
-from nucleus.server.driver import Driver
+from nucleus.server.driver import STREAM_BYTES, Driver
 from nucleus.server.peers import Peers
 from nucleus.server.wire import http_status, parse_object, reply_object
 
 NDJSON = "application/x-ndjson"
-STREAM_BYTES = 1 << 20
 STREAMED = frozenset(("run", "glob", "grep"))  # `server.openapi` says what
 KINDS = frozenset(str(model.model_fields["kind"].default) for model in OPERATIONS)
 

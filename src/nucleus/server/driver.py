@@ -35,6 +35,7 @@ Seam = Callable[[str], None]
 Parse = Callable[[dict[str, Any]], Base]
 Output = Callable[[str, bytes], None]
 Progress = Callable[[int, int], None]
+STREAM_BYTES = 1 << 20  # that who is told may be behind before it gets the rest with the reply
 LOG_BURST = 33_554_432  # bytes of records that a pod may cause at once
 LOG_RATE = 524_288  # and for each second after that
 _RECORD = 700  # bytes of a record besides its operation

@@ -31,7 +31,7 @@ from nucleus.model.principal import Principal
 from nucleus.server.authority import Authority, gone
 from nucleus.server.changes import Changes
 from nucleus.server.channel import Channel
-from nucleus.server.driver import Driver
+from nucleus.server.driver import STREAM_BYTES, Driver
 from nucleus.server.egress import CONNECTIONS, Egress, carried
 from nucleus.server.egress import gone as egress_gone
 from nucleus.server.executor import Executor
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from nucleus.server.agent_door import AgentDoor
 
 NS_PER_S = 1_000_000_000
-STREAM_BYTES = 1 << 20  # that a reader may be behind before it gets the rest with the reply
 
 
 @dataclass(frozen=True, slots=True)

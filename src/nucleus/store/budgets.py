@@ -16,12 +16,11 @@ from typing import Any
 from nucleus.budget import names
 from nucleus.budget.reservation import Pool
 from nucleus.errors import AuditError, InvalidError
-from nucleus.store.engine import Rows
+from nucleus.store.engine import SET_META, Rows
 
 MAX_ACCOUNTS = 1_000
 CREATE, TOP_UP, CHARGE, DEFAULT = "create", "top-up", "charge", "default"  # Entry.change
 Execute = Callable[..., Rows]
-SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"
 
 
 @dataclass(frozen=True, slots=True)

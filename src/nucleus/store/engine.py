@@ -21,6 +21,7 @@ from nucleus.store.schema import open_file
 FILE = "ledger.sqlite3"
 URL_FILE = "ledger.url"  # in the state directory: where the ledger is, when it is not the file
 URL_BYTES = 4_096
+SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"
 
 
 class Rows(Protocol):

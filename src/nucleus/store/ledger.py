@@ -20,8 +20,8 @@ from nucleus.approval.token import nonce_digest
 from nucleus.audit.chain import Head
 from nucleus.budget.reservation import Account, Hold, Phase, Pool
 from nucleus.errors import AuditError, BudgetError, DeniedError, InvalidError
-from nucleus.store.budgets import CHARGE, SET_META, Accounts, Entry
-from nucleus.store.engine import Engine, Rows, open_engine
+from nucleus.store.budgets import CHARGE, Accounts, Entry
+from nucleus.store.engine import SET_META, Engine, Rows, open_engine
 
 _OPEN, _SETTLED, _RELEASED = 0, 1, 2  # reservations.state
 _INTENT, _OUTCOME = 1, 2  # reservations.logged

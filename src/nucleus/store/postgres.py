@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from nucleus.errors import AuditError
+from nucleus.store.engine import SET_META
 from nucleus.store.schema import MIGRATIONS, SCHEMA_VERSION, migrate
 
 CONNECT_S = 5.0
@@ -40,7 +41,6 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MARK = "owner"
 _VERSION = "schema_version"
 _OPTIONS = ("host", "port", "user", "schema", "sslmode", "sslrootcert", "sslcert", "sslkey")
-_SET = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"
 
 
 class Target(NamedTuple):
@@ -160,7 +160,7 @@ class Postgres:
         self._mark = os.urandom(16).hex()
         self._connect()
         with self._transaction():
-            self.execute(_SET, (_MARK, self._mark))  # 5
+            self.execute(SET_META, (_MARK, self._mark))  # 5
 
     # The engine
 
@@ -328,7 +328,7 @@ class Postgres:
             with self._transaction():
                 for step in MIGRATIONS[version:]:
                     self.execute(_ddl(step))
-                self.execute(_SET, (_VERSION, str(SCHEMA_VERSION)))
+                self.execute(SET_META, (_VERSION, str(SCHEMA_VERSION)))
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self)
