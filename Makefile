@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-ledger bench-identity fuzz simulate kill prove clean audit-deps dist audit-offline release
+.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api test-sinks test-vectors test-bare test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-ledger bench-identity bench-ship fuzz simulate kill cycles prove clean audit-deps dist audit-offline release
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,10 +51,29 @@ test-real: setup ## programs of others as the outside: httpbin, searx, GitHub's 
 	@cp tests/real/package.json tests/real/package-lock.json .real/ && npm ci --prefix .real --no-audit --no-fund --silent
 	@NUCLEUS_REAL=$(CURDIR)/.real $(BIN)/pytest tests/real
 
-test-spiffe: setup ## the Workload API with a SPIFFE client of others, PyPI's spiffe, as it is (in .spiffe)
+test-spiffe: setup ## the Workload API with clients of others, as they are: PyPI's spiffe, grpc-js, Envoy (in .spiffe)
 	@test -x .spiffe/venv/bin/python || $(PYTHON) -m venv .spiffe/venv
 	@.spiffe/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/spiffe/requirements.txt
+	@if command -v npm >/dev/null; then mkdir -p .spiffe/node && cp tests/spiffe/node/package*.json .spiffe/node/ && \
+	  npm ci --prefix .spiffe/node --ignore-scripts --no-audit --no-fund --silent; fi
 	@NUCLEUS_SPIFFE=$(CURDIR)/.spiffe $(BIN)/pytest tests/spiffe
+
+test-sinks: setup ## the audit log shipped to programs of others: rsyslog, PostgreSQL, an S3 server, OpenTelemetry's messages (in .sinks)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in rsyslog rsyslog-gnutls; do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; \
+	fi
+	@test -x .sinks/venv/bin/python || $(PYTHON) -m venv .sinks/venv
+	@.sinks/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/sinks_real/requirements.txt
+	@NUCLEUS_SINKS=$(CURDIR)/.sinks $(BIN)/pytest tests/sinks_real tests/sinks
+
+test-bare: setup ## the first command on a bare Debian 12, made by mmdebstrap (root, network; in .bare)
+	@dpkg -s mmdebstrap >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap >/dev/null; }
+	@NUCLEUS_BARE=$(CURDIR)/.bare $(BIN)/pytest tests/bare
+
+test-vectors: setup ## Wycheproof's Ed25519 signatures and RFC 4231's HMACs against ours (in .vectors)
+	@test -d .vectors/cryptography_vectors || $(BIN)/uv pip install -q --target .vectors --require-hashes -r tests/vectors/requirements.txt
+	@NUCLEUS_VECTORS=$(CURDIR)/.vectors $(BIN)/pytest tests/vectors
 
 test-api: setup ## the HTTP API against its OpenAPI document, by schemathesis (in .api; NUCLEUS_API_EXAMPLES=60)
 	@test -x .api/venv/bin/python || $(PYTHON) -m venv .api/venv
@@ -67,18 +86,18 @@ test-postgres: setup ## the ledger on both engines, SQLite and PostgreSQL (Debia
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi
 	@$(BIN)/pytest tests/store tests/integration/test_ledger_in_postgres.py
 
-check: setup ## ruff and mypy --strict
+check: setup ## ruff, mypy --strict, and how many promises are shown and pending
 	@$(BIN)/ruff check src tests bench demo proofs simulate fuzz docs supply
 	@$(BIN)/ruff format --check src tests bench demo proofs simulate fuzz docs supply
 	@$(BIN)/mypy
+	@$(BIN)/python tests/specification.py
 
 format: setup ## ruff format, and the fixes that are safe
 	@$(BIN)/ruff format src tests bench demo proofs simulate fuzz docs supply
 	@$(BIN)/ruff check --fix src tests bench demo proofs simulate fuzz docs supply
 
-bench: setup ## the figures of the closing notes, against their floors and peers, in one run
-	@if [ "$$(id -u)" = 0 ] && ! command -v bwrap >/dev/null; then apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null || true; fi
-	@$(BIN)/python bench/bench.py
+bench: setup ## every comparison in one interleaved run, into README and docs (10 min; BENCH=quick: 3, printed only; BENCH_NOTE=of the machine)
+	@$(BIN)/python -m bench $(if $(filter quick,$(BENCH)),--scale quick,--publish) --note "$(BENCH_NOTE)"
 
 bench-decision: setup ## one decision against cedarpy, regorus, agent-governance-toolkit and casbin
 	@$(BIN)/python -m bench.decision
@@ -87,7 +106,7 @@ bench-redos: setup ## the ReDoS scan on public corpora of patterns (network; the
 	@$(BIN)/python -m bench.redos
 
 bench-egress: setup ## what the way out costs: requests, a stream of bytes, names, a hundred gateways
-	@$(BIN)/python -m bench.egress --runs 5 --gateways 100
+	@$(BIN)/python -m bench.egress --gateways 100
 
 bench-agentdojo: setup ## AgentDojo without a model: what a fully hijacked agent gets done in each trifecta mode
 	@for mode in static session provenance all; do $(BIN)/python -m bench.agentdojo --mode $$mode || exit 1; done
@@ -137,11 +156,17 @@ kill: setup ## the authority killed by -9 two hundred times under sixteen client
 bench-audit: setup ## the audit log against its floors
 	@$(BIN)/python -m bench.audit
 
+bench-ship: setup ## the audit log shipped to a file and to PostgreSQL, against a bare copy that verifies nothing
+	@$(BIN)/python -m bench.ship
+
 bench-identity: setup ## the gate's door against bare aiohttp with mutual TLS; SVIDs issued and fetched (as root)
 	@$(BIN)/python -m bench.identity
+
+cycles: setup ## a thousand pods made and destroyed, launchers and node killed by -9 now and then: nothing may stay (as root)
+	@$(BIN)/python -m simulate.pods
 
 prove: setup ## the lattice's laws: by Z3 on the production functions, and exhaustively on ints
 	@$(BIN)/python -m proofs
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .venv-audit .real .spiffe .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-bench .venv-agentdojo .venv-prove .venv-audit .real .spiffe .sinks .vectors .bare .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench/results

@@ -1,28 +1,29 @@
 """The audit log against its floors, interleaved in one run: durable appends, verification, readers, memory.
 
-python -m bench.audit [--rounds N] [--gigabyte]
+    python -m bench.audit [--scale quick] [--laps N] [--gigabyte]
 
 floors   append: a bare loop that writes made lines and calls fdatasync after every 64
          verify: a bare loop over the same lines that hashes each and compares it with the hash in the line
-Each round does ours and the floor one after the other on the same disk; the figures are medians of the rounds.
+Each round does ours and the floor one after the other on the same disk (the working directory's).
 `--gigabyte` writes a log of 1 GB and shows every reader's peak memory (RSS of its own process) and throughput.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from bench.measure import Group, Scale, arguments, chosen, run, single, text_table
 from nucleus.audit.chain import Head, extend
 from nucleus.audit.record import HASH_TAIL, Record
 from nucleus.audit.verify import Verifier
@@ -92,29 +93,45 @@ def verify_floor(path: str) -> None:
                 raise SystemExit("the bench's log does not verify")
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Records a second."""
-    start = time.perf_counter()
-    work()
-    return COUNT / (time.perf_counter() - start)
+@contextmanager
+def suite(scale: Scale) -> Iterator[list[Group]]:
+    """One log per take; its verification is of the last one."""
+    count = scale.pick(500, 10_000, COUNT)
+    made, encoded = [record(number) for number in range(count)], lines(count)
+    with tempfile.TemporaryDirectory(dir=".") as directory:
+        read = f"{directory}/read"
+        os.mkdir(read)
+        append_ours(read, made)
+        log = f"{read}/audit.jsonl"
 
+        def rate(work: Callable[[], None]) -> float:
+            started = time.perf_counter()
+            work()
+            return count / (time.perf_counter() - started)
 
-def interleaved(rounds: int) -> None:
-    """The two ratios."""
-    made, encoded = [record(number) for number in range(COUNT)], lines(COUNT)
-    print(f"{COUNT} records of {sum(map(len, encoded)) // COUNT} bytes, batches of {BATCH}, {rounds} rounds")
-    rates: dict[str, list[float]] = {name: [] for name in ("append", "append floor", "verify", "quick", "verify floor")}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory(dir=".") as directory:
-            rates["append"].append(timed(lambda: append_ours(directory, made)))
-            rates["append floor"].append(timed(lambda: append_floor(directory, encoded)))
-            rates["verify"].append(timed(lambda: verify_ours(f"{directory}/audit.jsonl")))
-            rates["quick"].append(timed(lambda: verify_ours(f"{directory}/audit.jsonl", strict=False)))
-            rates["verify floor"].append(timed(lambda: verify_floor(f"{directory}/audit.jsonl")))
-    middle = {name: statistics.median(found) for name, found in rates.items()}
-    for name in ("append", "verify", "quick"):
-        floor = middle["append floor" if name == "append" else "verify floor"]
-        print(f"{name:>8} {middle[name]:>10,.0f}/s  floor {floor:>10,.0f}/s  ratio {middle[name] / floor:.0%}")
+        def appended(work: Callable[[str, Any], None], what: Any) -> float:
+            with tempfile.TemporaryDirectory(dir=directory) as fresh:
+                return rate(lambda: work(fresh, what))
+
+        yield [
+            single(
+                "audit: records appended, durable in batches of 64",
+                [
+                    ("encode, chain, tree, write", "ours", lambda: appended(append_ours, made)),
+                    ("write made lines, fdatasync", "floor", lambda: appended(append_floor, encoded)),
+                ],
+                unit="/s", less=False, rounds=scale.pick(1, 2, 2), warm=False,
+            ),
+            single(
+                "audit: records verified",
+                [
+                    ("`verify`", "ours", lambda: rate(lambda: verify_ours(log))),
+                    ("`verify --quick`", "ours", lambda: rate(lambda: verify_ours(log, strict=False))),
+                    ("SHA-256 of each line", "floor", lambda: rate(lambda: verify_floor(log))),
+                ],
+                unit="/s", less=False, rounds=scale.pick(1, 2, 2), warm=False,
+            ),
+        ]  # fmt: skip
 
 
 def gigabyte(size: int = 1_000_000_000) -> None:
@@ -142,17 +159,18 @@ def gigabyte(size: int = 1_000_000_000) -> None:
             print(json.dumps(said), flush=True)
 
 
-def main() -> None:
+def main() -> int:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments("bench.audit", __doc__)
     parser.add_argument("--gigabyte", action="store_true")
     options = parser.parse_args()
     if options.gigabyte:
         gigabyte()  # first: a child's peak begins with what this process has
-    interleaved(options.rounds)
-    print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB at most")
+    measured = run({"audit": suite}, chosen(options))
+    print(json.dumps(measured, indent=1) if options.json else text_table(measured))
+    print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB at most", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """What identity costs: the gate's door against bare aiohttp with mutual TLS, SVIDs issued, Workload API fetches.
 
-    python -m bench.identity [--runs N]      (as root)
+    python -m bench.identity [--scale quick] [--laps N] [--json]      (as root)
 
 The door is `server.agent_door` as it is in a gate, its authority and driver replaced by ones that answer at once; the peer is
 aiohttp with the standard library's context: TLS 1.3, a certificate required, nothing checked beyond OpenSSL. The same
@@ -11,34 +11,37 @@ first message: attested, issued, on record and synced; it is paced below the rat
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
 import socket
 import ssl
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bench.measure import TESTS, Group, Metric, Scale, Way, program, single
 from nucleus.identity import tls
 from nucleus.identity.ca import CertificateAuthority
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import X509Svid
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, TESTS)
 
 DOMAIN = "nucleus.local"
 GATE, AGENT = (SpiffeId.for_workload(DOMAIN, "default", f"{name}-p") for name in ("gate", "agent"))
 REQUEST = b"GET /v1/health HTTP/1.1\r\nHost: gate\r\n\r\n"
-CONNECTIONS = 300  # of a run
-REQUESTS = 3_000  # of a run, on one connection
-FETCHES = 100
+CONNECTIONS = Metric("mutual TLS: new connections, a request on each", "/s", less=False)
+CONNECTIONS_CPU = Metric(
+    "mutual TLS: new connections, per second of the server's CPU", "/s", less=False, headline=False
+)
+REQUESTS = Metric("HTTP at the door, on a kept connection", "/s", less=False)
+REQUESTS_CPU = Metric("HTTP at the door, per second of the server's CPU", "/s", less=False, headline=False)
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -140,92 +143,114 @@ def ask(sock: ssl.SSLSocket) -> None:
         raise ValueError(answer[:200])
 
 
-def handshakes(server: Server, context: ssl.SSLContext) -> dict[str, float]:
+def handshakes(server: Server, context: ssl.SSLContext, count: int) -> dict[str, list[float]]:
     """New connections with one request each."""
     before, start = server.cpu_s(), time.perf_counter()
-    for _ in range(CONNECTIONS):
+    for _ in range(count):
         with connected(server, context) as sock:
             ask(sock)
     taken, cpu = time.perf_counter() - start, server.cpu_s() - before
-    return {"connections/s": CONNECTIONS / taken, "connections/CPU-s": CONNECTIONS / cpu}
+    return {CONNECTIONS.title: [count / taken], CONNECTIONS_CPU.title: [count / max(cpu, 1 / TICKS)]}
 
 
-def requests(server: Server, context: ssl.SSLContext) -> dict[str, float]:
+def requests(server: Server, context: ssl.SSLContext, count: int) -> dict[str, list[float]]:
     """Requests on one connection."""
     with connected(server, context) as sock:
         ask(sock)
         before, start = server.cpu_s(), time.perf_counter()
-        for _ in range(REQUESTS):
+        for _ in range(count):
             ask(sock)
         taken, cpu = time.perf_counter() - start, server.cpu_s() - before
-    return {"requests/s": REQUESTS / taken, "requests/CPU-s": REQUESTS / cpu}
+    return {REQUESTS.title: [count / taken], REQUESTS_CPU.title: [count / max(cpu, 1 / TICKS)]}
 
 
-def issued(ca: CertificateAuthority) -> float:
+def issued(ca: CertificateAuthority, count: int) -> float:
     """SVIDs with their keys, each second, in one thread."""
-    start, count = time.perf_counter(), 500
+    start = time.perf_counter()
     for _ in range(count):
         ca.issue(AGENT, now=time.time_ns())
     return count / (time.perf_counter() - start)
 
 
-async def _fetches(path: str) -> list[float]:
+def signed(count: int) -> float:
+    """The floor of it: a P-256 key made, its half encoded, and one signature by another."""
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    authority, start = ec.generate_private_key(ec.SECP256R1()), time.perf_counter()
+    for _ in range(count):
+        key = ec.generate_private_key(ec.SECP256R1())
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        public = key.public_key().public_bytes(serialization.Encoding.DER, form)
+        authority.sign(public, ec.ECDSA(hashes.SHA256()))
+    return count / (time.perf_counter() - start)
+
+
+async def _fetches(path: str, count: int) -> list[float]:
     from integration.workload_client import connected as client_of
 
     taken = []
     async with client_of(path) as client:
-        for _ in range(FETCHES):
+        for _ in range(count):
             start = time.perf_counter()
             await client.first("FetchX509SVID")
             taken.append(time.perf_counter() - start)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # below the rate that one user is allowed
     return taken
 
 
-def fetches() -> list[float]:
-    """Seconds of each."""
+class Pair:
+    """The door and its peer, one process each, with one CA."""
+
+    def __init__(self) -> None:
+        self._made = tempfile.TemporaryDirectory(prefix="nucleus-bench-")
+        self.ca = CertificateAuthority.load_or_create(os.path.join(self._made.name, "ca"), DOMAIN, now=time.time_ns())
+        gate, agent = (self.ca.issue(name, now=time.time_ns()) for name in (GATE, AGENT))
+        self.context = tls.client_context(agent)
+        self.door, self.bare = Server(door, gate), Server(bare, gate)
+
+    def close(self) -> None:
+        for server in (self.door, self.bare):
+            server.close()
+        self._made.cleanup()
+
+
+@contextmanager
+def suite(scale: Scale) -> Iterator[list[Group]]:
     from integration.test_identity_api import Served
 
-    served = Served(0)
-    try:
-        served.add("bench", "unix:uid:0")
-        return asyncio.run(_fetches(served.socket))
-    finally:
-        served.close()
-
-
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="bench.identity")
-    parser.add_argument("--runs", type=int, default=7)
-    runs = parser.parse_args().runs
-    with tempfile.TemporaryDirectory(prefix="nucleus-bench-") as directory:
-        ca = CertificateAuthority.load_or_create(os.path.join(directory, "ca"), DOMAIN, now=time.time_ns())
-        gate, agent = (ca.issue(name, now=time.time_ns()) for name in (GATE, AGENT))
-        context = tls.client_context(agent)
-        found: dict[str, dict[str, list[float]]] = {"gate's door": {}, "bare aiohttp": {}}
-        servers = {"gate's door": Server(door, gate), "bare aiohttp": Server(bare, gate)}
-        try:
-            for run in range(runs + 1):
-                for name, server in servers.items():
-                    figures = {**handshakes(server, context), **requests(server, context)}
-                    for what, value in figures.items() if run else ():  # the first warms up
-                        found[name].setdefault(what, []).append(value)
-        finally:
-            for server in servers.values():
-                server.close()
-        print(f"{'':18}{'door':>10}{'bare':>10}{'ratio':>8}")
-        for what in found["gate's door"]:
-            ours, theirs = (statistics.median(values[what]) for values in found.values())
-            ratios = [one / other for one, other in zip(*(values[what] for values in found.values()), strict=True)]
-            print(f"{what:18}{ours:>10.0f}{theirs:>10.0f}{statistics.median(ratios):>8.2f}")
-        print(f"SVIDs issued/s    {statistics.median(issued(ca) for _ in range(runs)):>10.0f}")
-    taken = sorted(fetches())
-    print(
-        f"Workload API fetch, ms: p50 {taken[len(taken) // 2] * 1e3:.1f}, p95 {taken[len(taken) * 95 // 100] * 1e3:.1f}"
+    new, kept, made, fetched = (
+        scale.pick(*counts) for counts in ((5, 150, 300), (50, 1_500, 3_000), (20, 200, 500), (3, 20, 30))
     )
-    return 0
+    with closing(Pair()) as pair, ExitStack() as stack:
+
+        def ways(take: Callable[[Server, ssl.SSLContext, int], dict[str, list[float]]], count: int) -> list[Way]:
+            return [
+                Way("gate's door", "ours", lambda: take(pair.door, pair.context, count)),
+                Way("bare aiohttp, mutual TLS", "floor", lambda: take(pair.bare, pair.context, count)),
+            ]
+
+        groups = [
+            Group([REQUESTS, REQUESTS_CPU], ways(requests, kept), rounds=scale.pick(1, 1, 3), warm=False),
+            Group([CONNECTIONS, CONNECTIONS_CPU], ways(handshakes, new), rounds=scale.pick(1, 1, 2), warm=False),
+            single(
+                "X.509-SVIDs issued, with their keys",
+                [("the CA", "ours", lambda: issued(pair.ca, made)), ("key, DER, signature", "floor", lambda: signed(made))],
+                unit="/s", less=False,
+            ),
+        ]  # fmt: skip
+        if scale.level and os.geteuid() == 0:  # the site is one of the tests
+            served = Served(0)
+            stack.callback(served.close)
+            served.add("bench", "unix:uid:0")
+            metric = Metric("Workload API: a fetch, attested, issued, on record")
+
+            def fetches() -> dict[str, list[float]]:
+                return {metric.title: [seconds * 1e3 for seconds in asyncio.run(_fetches(served.socket, fetched))]}
+
+            groups.append(Group([metric], [Way("`FetchX509SVID`", "ours", fetches)], warm=False))
+        yield groups
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program("identity", __doc__, suite))

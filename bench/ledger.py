@@ -1,6 +1,6 @@
 """Reservations: the ledger against a bare SQLite writer that syncs as often, and how long one of them waits.
 
-    python -m bench.ledger [--rounds N] [--postgres URL]
+    python -m bench.ledger [--scale quick] [--laps N] [--postgres URL]
 
 1. a turn of 64 reservations, each with its nonce, committed durably   against   64 bare inserts and 64 bare updates of
    the same rows, committed durably
@@ -11,14 +11,16 @@ Interleaved, in one run. With --postgres the same ledger there, too (a schema of
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import sqlite3
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
+from bench.measure import Group, Scale, Suite, arguments, chosen, run, single, text_table
 from nucleus.approval.token import nonce_digest
 from nucleus.store.engine import Engine, Sqlite
 from nucleus.store.ledger import Ledger
@@ -90,42 +92,58 @@ class Bare:
         return time.perf_counter() - started
 
 
-def main() -> int:
-    """Run it and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--postgres", default="")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nucleus-bench-") as made:
-        bare = Bare(f"{made}/bare.sqlite3")
-        ours = {"SQLite": Ours(Sqlite(f"{made}/ledger.sqlite3"))}
-        if options.postgres:
+class Room:
+    """The bare writer and ours, in one temporary directory; PostgreSQL's too where `url` names one."""
+
+    def __init__(self, url: str = "") -> None:
+        self._made = tempfile.TemporaryDirectory(prefix="nucleus-bench-")
+        self.bare = Bare(f"{self._made.name}/bare.sqlite3")
+        self.ours = {"SQLite": Ours(Sqlite(f"{self._made.name}/ledger.sqlite3"))}
+        if url:
             from nucleus.store.postgres import Postgres
 
-            ours["PostgreSQL"] = Ours(Postgres(options.postgres))
-        floor: list[float] = []
-        burnt: dict[str, list[float]] = {name: [] for name in ours}
-        plain: dict[str, list[float]] = {name: [] for name in ours}
-        for number in range(options.rounds + 5):
-            kept = number >= 5
-            value = bare.turn()
-            floor += [value] * kept
-            for name, one in ours.items():
-                values = one.turn(one.ask()), one.turn(None)
-                if kept:
-                    burnt[name].append(values[0])
-                    plain[name].append(values[1])
-        each = CLIENTS / statistics.median(floor)
-        print(f"bare SQLite writer: {each:9.0f} reservations with nonces per second, durable")
-        for name in ours:
-            rate = CLIENTS / statistics.median(burnt[name])
-            waits = sorted(plain[name])
-            print(
-                f"{name + ':':<19} {rate:9.0f} ({100 * rate / each:.0f} %); without nonces, 64 at once:"
-                f" p50 {1e3 * statistics.median(waits):.1f} ms, p99 {1e3 * waits[int(len(waits) * 0.99)]:.1f} ms"
-            )
-        for one in ours.values():
+            self.ours["PostgreSQL"] = Ours(Postgres(url))
+
+    def close(self) -> None:
+        for one in self.ours.values():
             one.ledger.close()
+        self.bare.db.close()
+        self._made.cleanup()
+
+
+def suite_with(url: str) -> Suite:
+    """`suite`, with PostgreSQL where `url` names one."""
+
+    @contextmanager
+    def made(scale: Scale) -> Iterator[list[Group]]:
+        with closing(Room(url)) as room:
+            rounds = scale.pick(2, 40, 50)
+            durable = [
+                (f"ledger, {name}", "ours", lambda one=one: CLIENTS / one.turn(one.ask()))
+                for name, one in room.ours.items()
+            ]
+            durable.append(("bare SQLite, same rows and syncs", "floor", lambda: CLIENTS / room.bare.turn()))
+            waits = [
+                (f"ledger, {name}", "ours", lambda one=one: one.turn(None) * 1e3) for name, one in room.ours.items()
+            ]
+            yield [
+                single("reservations with nonces, durable", durable, unit="/s", less=False, rounds=rounds),
+                single("64 reservations at once: the last waits", waits, rounds=rounds, headline=False),
+            ]
+
+    return made
+
+
+suite = suite_with("")
+
+
+def main() -> int:
+    """Run it and print the table."""
+    parser = arguments("bench.ledger", __doc__)
+    parser.add_argument("--postgres", default="", help="the URL of one, beside SQLite")
+    options = parser.parse_args()
+    measured = run({"ledger": suite_with(options.postgres)}, chosen(options))
+    print(json.dumps(measured, indent=1) if options.json else text_table(measured))
     return 0
 
 

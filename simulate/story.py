@@ -441,6 +441,8 @@ class Story:
         """One request of an approver, and what they make of the answer."""
         rng = self.rng
         kind = rng.randrange(8)
+        if rng.randrange(30) == 0:
+            return {"op": "rotate_key", "reason": "so"}, lambda ok, error: None
         if kind < 2:
             return {"op": "watch"}, lambda ok, error: None
         if kind < 5 and self.waiting:

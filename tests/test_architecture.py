@@ -13,7 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "nucleus"
 # lattice reads URLs and paths with the parsers of validate: a second one could disagree.
 PURE = {"model": 1, "validate": 2, "approval": 2, "budget": 2, "audit": 2, "sanitize": 2, "lattice": 3, "gate": 4}
 SHELL = {
-    "kernel", "identity", "store", "hands", "pod", "network", "authority", "server", "sdk", "cli", "mcp", "testing",
+    "kernel", "identity", "store", "hands", "pod", "network", "authority", "server", "sdk", "cli", "mcp", "sinks",
+    "testing",
 }  # fmt: skip
 GROUND = {"errors", "limits", "frames", "globs"}
 IMPURE_MODULES = {

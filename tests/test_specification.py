@@ -2,59 +2,77 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+import specification
 from integration.site import BIN, Site
+from specification import LINK, PENDING, ROOT, dangling, functions_of, pages, parameters_of, rows, sections, text
 
-ROOT = Path(__file__).resolve().parents[1]
-ROW = re.compile(r"^\| ([A-Z]+-\d+) \| (.*) \| (.*) \|$")
-LINK = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 NUCLEUS = str(BIN / "nucleus")
 # Printed by these, and nothing is changed or waited for.
 HARMLESS = ("doctor", "exec", "policy")
-
-
-@cache
-def text(name: str) -> str:
-    return (ROOT / name).read_text()
-
-
-def rows() -> list[tuple[str, str, str]]:
-    """(id, promise, shown by) of each line of each table."""
-    lines = [line for line in text("SPECIFICATION.md").splitlines() if line.startswith("|")]
-    lines = [line for line in lines if line not in ("| id | promise | shown by |", "|---|---|---|")]
-    matches = [ROW.match(line) for line in lines]
-    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
-    return [(match[1], match[2], match[3]) for match in matches if match]
-
-
-@cache
-def functions_of(path: Path) -> set[str]:
-    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
 # --- SPECIFICATION.md ---
 
 
 def test_every_link_exists() -> None:
-    for ident, _, shown in rows():
-        links = LINK.findall(shown)
-        if not links:
-            assert shown == "*pending*", ident
-            continue
-        assert shown == ", ".join(f"`{path}::{name}`" for path, name in links), f"{ident}: not a list of tests"
-        for path, name in links:
-            assert (ROOT / path).is_file(), f"{ident}: no file {path}"
-            assert name in functions_of(ROOT / path), f"{ident}: no test {path}::{name}"
+    assert dangling(rows()) == []
+
+
+def test_a_test_that_is_deleted_is_missed() -> None:
+    """Each of them, one after another; and a parameter that is none."""
+    found = rows()
+    for path, name, _ in {link for _, _, shown in found for link in LINK.findall(shown)}:
+        without = dangling(found, lambda at, path=path, name=name: functions_of(at) - ({name} if at == path else set()))
+        assert without, (path, name)
+        assert all(line.endswith(f": no test {path}::{name}") for line in without)
+    path, name = "tests/test_architecture.py", "test_imports_go_downwards"
+    row = [("X-1", "p", f"`{path}::{name}[one]`")]
+    assert dangling(row, parameters=lambda _: frozenset({f"{name}[one]"})) == []
+    assert dangling(row, parameters=lambda _: frozenset({f"{name}[two]"})) == [
+        f"X-1: no parameters {path}::{name}[one]"
+    ]
+    assert dangling([("X-1", "p", f"`tests/none.py::{name}`")]) == [f"X-1: no test tests/none.py::{name}"]
+    assert dangling([("X-1", "p", "by hand")]) == ["X-1: neither a test nor *pending*"]
+
+
+def test_parameters_are_those_that_pytest_collects() -> None:
+    found = parameters_of("tests/test_architecture.py")
+    assert any(name.startswith("test_imports_go_downwards[") for name in found)
+
+
+def test_a_test_that_never_runs_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_x.py").write_text("@pytest.mark.skip(reason='later')\ndef test_a(): ...\n\ndef test_b(): ...\n")
+    monkeypatch.setattr(specification, "ROOT", tmp_path)
+    assert functions_of.__wrapped__("test_x.py") == {"test_b"}
+
+
+def test_the_count_is_printed() -> None:
+    done = subprocess.run([sys.executable, "tests/specification.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    pending = sum(shown == PENDING for _, _, shown in rows())
+    assert re.fullmatch(rf"SPECIFICATION.md: {len(rows())} promises: .*, {pending} pending.*\n", done.stdout)
+    assert "tests/specification.py" in text("Makefile").split("\ncheck:", 1)[1].split("\n\n", 1)[0]
+
+
+def test_every_page_and_section_is_represented() -> None:
+    known = {ident: shown for ident, _, shown in rows()}
+    named = pages()
+    wanted = {("README.md", title) for title in sections("README.md")} | {("SECURITY.md", "")}
+    wanted |= {(f"docs/{path.name}", "") for path in (ROOT / "docs").glob("*.md")}
+    assert set(named) == wanted, set(named) ^ wanted
+    for place, idents in named.items():
+        assert set(idents) <= set(known), (place, set(idents) - set(known))
+        assert any(known[ident] != PENDING for ident in idents), f"{place}: nothing of it is shown"
 
 
 def test_ids_and_promises_are_unique() -> None:
@@ -69,7 +87,7 @@ def test_ids_and_promises_are_unique() -> None:
 
 
 def test_every_room_of_tests_is_linked() -> None:
-    linked = {Path(path).parent for _, _, shown in rows() for path, _ in LINK.findall(shown)}
+    linked = {Path(path).parent for _, _, shown in rows() for path, _, _ in LINK.findall(shown)}
     rooms = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
     assert rooms <= linked, rooms - linked
 
@@ -77,7 +95,7 @@ def test_every_room_of_tests_is_linked() -> None:
 def test_the_threat_model_is_represented() -> None:
     table = text("docs/threat-model.md").split("## What holds against them", 1)[1].split("\n## ", 1)[0]
     lines = [line for line in table.splitlines() if line.startswith("|")][2:]
-    known = {ident for ident, _, shown in rows() if shown != "*pending*"}
+    known = {ident for ident, _, shown in rows() if shown != PENDING}
     assert len(lines) >= 10
     for line in lines:
         idents = re.findall(r"\b[A-Z]+-\d+\b", line.rstrip("|").rpartition("|")[2])
@@ -103,7 +121,7 @@ def test_readmes_verbs_and_flags_exist() -> None:
     overview = run(["nucleus", "help"]).stdout
     assert {argv[0] for argv in commands()} == {"nucleus", "nucleus-audit"}
     for program, verb, *words in commands():
-        shown = run([program, "--help"] if program == "nucleus-audit" else [program, verb, "--help"])
+        shown = run([program, verb, "--help"])
         assert shown.returncode == 0, (verb, shown.stderr)
         assert verb in shown.stdout
         assert program == "nucleus-audit" or re.search(rf"^  {verb} ", overview, re.MULTILINE), verb

@@ -6,12 +6,13 @@ import json
 import os
 import ssl
 import statistics
+import sys
 import time
 from contextlib import closing
 from urllib.parse import urlsplit
 
 PROXY = urlsplit(os.environ.get("http_proxy") or os.environ.get("HTTP_PROXY") or "")
-NUMBER = 60
+NUMBER = int(sys.argv[1])
 
 
 AUTH = {}
@@ -86,7 +87,7 @@ def first_byte():
         sock.recv(100)
 
 
-def bulk(number=8):
+def bulk(number):
     with closing(tls("allowed.test")) as conn:
         began = time.perf_counter()
         moved = sum(request(conn, "allowed.test", "/big") for _ in range(number))
@@ -101,13 +102,13 @@ def main():
     out["HTTP request, new connection, ms"] = timed(new_http)
     with closing(tls("allowed.test")) as conn:
         out["TLS tunnel, request on a kept one, ms"] = timed(lambda: request(conn, "allowed.test", "/x"))
-    out["TLS tunnel, new, first answer, ms"] = timed(lambda: new_tls("allowed.test"), 30)
+    out["TLS tunnel, new, first answer, ms"] = timed(lambda: new_tls("allowed.test"), NUMBER // 2)
     with closing(tls("api.test")) as conn:
         out["TLS opened, request on a kept one, ms"] = timed(lambda: request(conn, "api.test", "/x"))
-    out["TLS opened, new, first answer, ms"] = timed(lambda: new_tls("api.test"), 30)
+    out["TLS opened, new, first answer, ms"] = timed(lambda: new_tls("api.test"), NUMBER // 2)
     if not PROXY.hostname:
         out["TCP, first byte, ms"] = timed(first_byte)
-    out["bulk through the tunnel, MB/s"] = bulk()
+    out["bulk through the tunnel, MB/s"] = bulk(max(1, NUMBER // 6))
     print(json.dumps(out))
 
 

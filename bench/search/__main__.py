@@ -1,37 +1,35 @@
 """glob and grep against ripgrep and a plain scandir walk, on the same synthetic tree, in one run.
 
-    python -m bench.search [--runs N] [--json]      (as root, for the pod)
+    python -m bench.search [--scale quick] [--laps N] [--json]      (as root, for the pod)
 
-Each is measured in turn, N rounds; wall time, medians and minima. "worker": the search as the worker runs it, in this
+"worker": the search as the worker runs it, in this
 process, with the exclude list of the `codegen` profile. "door": the whole operation of a live pod, through gate and
-record, with that profile. ripgrep is one process a search, `--json -j1`, hidden files included; it is installed from
-Debian where that is possible and it is missing. The file cache is warm.
+record, with that profile. ripgrep is one process a search, `--json -j1`, hidden files included. The file cache is warm.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+from bench import measure, peers
+from bench.measure import TESTS, Group, Scale, single
+from bench.search.tree import BYTES, FILES, NEEDLE, NEEDLES, build
 
-from bench.search.tree import FILES, NEEDLE, NEEDLES, build  # noqa: E402
-from integration.held import Held  # noqa: E402
-from integration.site import Site  # noqa: E402
-from nucleus.hands import search  # noqa: E402
-from nucleus.hands.root import Root  # noqa: E402
-from nucleus.lattice.load import parse_policy  # noqa: E402
-from nucleus.store.policies import profile_text  # noqa: E402
+sys.path.insert(0, TESTS)
+
+from integration.held import Held
+from integration.site import Site
+from nucleus.hands import search
+from nucleus.hands.root import Root
+from nucleus.lattice.load import parse_policy
+from nucleus.store.policies import profile_text
 
 PATTERNS = {
     "literal": NEEDLE,
@@ -54,14 +52,6 @@ def scandir_walk(top: str) -> int:
                 else:
                     count += 1
     return count
-
-
-def ripgrep() -> str:
-    """Where ripgrep is; installed where root can, "" where there is none."""
-    if shutil.which("rg") is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        words = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "ripgrep"]
-        subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
-    return shutil.which("rg") or ""
 
 
 class Calls:
@@ -97,82 +87,75 @@ class Calls:
 
         return call
 
-    def all(self) -> dict[str, Callable[[], int]]:
-        calls: dict[str, Callable[[], int]] = {"scandir walk": lambda: scandir_walk(str(self.top / "big"))}
+    def globs(self) -> list[tuple[str, str, Callable[[], int]]]:
+        """(name, kind, call)"""
         names = {"pattern": "**/*.h", "path": "big"}
-        calls["glob, worker"] = self.worker("glob", **names)
-        calls["glob by mtime, worker"] = self.worker("glob", sort="mtime", **names)
-        calls["glob gitignore, worker"] = self.worker("glob", gitignore=True, **names)
-        calls["glob, door"] = self.door("glob", **names)
-        for name, pattern in PATTERNS.items():
-            for where, add in (("worker", self.worker), ("door", self.door)):
-                calls[f"{name}, {where}"] = add("grep", pattern=pattern, path="big")
-            if self.program:
-                calls[f"{name}, rg"] = self.rg(pattern, "big")
-        calls["500 files, worker"] = self.worker("grep", pattern=NEEDLE, path="small")
-        calls["500 files, door"] = self.door("grep", pattern=NEEDLE, path="small")
-        calls["an empty directory, door"] = self.door("grep", pattern=NEEDLE, path="empty")
-        if self.program:
-            calls["500 files, rg"] = self.rg(NEEDLE, "small")
-        return calls
+        return [
+            ("at the door", "ours", self.door("glob", **names)),
+            ("in the worker", "ours", self.worker("glob", **names)),
+            ("worker, by mtime", "ours", self.worker("glob", sort="mtime", **names)),
+            ("worker, gitignore", "ours", self.worker("glob", gitignore=True, **names)),
+            ("scandir walk", "floor", lambda: scandir_walk(str(self.top / "big"))),
+        ]
+
+    def greps(self, pattern: str, path: str) -> list[tuple[str, str, Callable[[], int]]]:
+        """(name, kind, call)"""
+        calls = [
+            ("at the door", "ours", self.door("grep", pattern=pattern, path=path)),
+            ("in the worker", "ours", self.worker("grep", pattern=pattern, path=path)),
+        ]
+        return calls + ([("ripgrep -j1", "peer", self.rg(pattern, path))] if self.program else [])
 
 
-def measure(calls: dict[str, Callable[[], int]], runs: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    counts = {name: call() for name, call in calls.items()}
-    figures: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            figures[name].append((time.perf_counter() - started) * 1e3)
-    return figures, counts
+def checked(call: Callable[[], int], wanted: int | None) -> Callable[[], float]:
+    """Milliseconds; that the number of results is the one that is right is looked at each time."""
+
+    def take() -> float:
+        started = time.perf_counter()
+        found = call()
+        taken = (time.perf_counter() - started) * 1e3
+        if wanted is not None and found != wanted:
+            raise AssertionError(f"{found} results, not {wanted}")
+        return taken
+
+    return take
 
 
-def verdicts(middle: dict[str, float]) -> list[str]:
-    def ratio(one: str, other: str, aim: str) -> str:
-        return f"{one}: {middle[one] / middle[other]:.2f} x {other} (aim {aim})" if other in middle else ""
-
-    rows = [ratio(f"glob, {where}", "scandir walk", "2") for where in ("worker", "door")]
-    rows += [ratio(f"{name}, {where}", f"{name}, rg", "2") for name in PATTERNS for where in ("worker", "door")]
-    rows += [f"500 files, {where}: {middle[f'500 files, {where}']:.1f} ms (aim 10)" for where in ("worker", "door")]
-    return [row for row in rows if row]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    program = ripgrep()
+@contextmanager
+def suite(scale: Scale) -> Iterator[list[Group]]:
+    program = shutil.which("rg") or ""
+    absent = {} if program else {"ripgrep": peers.absent("rg")}
     site = Site(0)
+    sizes = scale.pick((60, 100_000), (FILES, BYTES), (FILES, BYTES))
+    small = scale.pick((30, 50_000), (SMALL_FILES, SMALL_BYTES), (SMALL_FILES, SMALL_BYTES))
+    rounds = scale.pick(1, 3, 4)
     try:
-        for name, sizes in (("big", ()), ("small", (SMALL_FILES, SMALL_BYTES)), ("empty", (0, 0))):
+        for name, (files, size) in (("big", sizes), ("small", small)):
             (site.workspace / name).mkdir()
-            build(site.workspace / name, *sizes)
+            build(site.workspace / name, files, size)
         with Held(site) as held:
-            figures, counts = measure(Calls(site, held, program).all(), options.runs)
+            calls = Calls(site, held, program)
+            found = [
+                (name, kind, checked(call, sizes[0] if kind == "floor" else None)) for name, kind, call in calls.globs()
+            ]
+            groups = [single(f"glob `**/*.h`, {sizes[0]:,} files", found, rounds=rounds)]
+            for words, pattern in PATTERNS.items():
+                wanted = 0 if words == "no literal" else min(NEEDLES, sizes[0])
+                takes = [(name, kind, checked(call, wanted)) for name, kind, call in calls.greps(pattern, "big")]
+                title, shown = f"grep, {sizes[1] / 1e6:.0f} MB, {words}", words in ("literal", "no literal")
+                groups.append(single(title, takes, rounds=rounds, absent=dict(absent), headline=shown))
+            takes = [(name, kind, checked(call, NEEDLES)) for name, kind, call in calls.greps(NEEDLE, "small")]
+            groups.append(single(f"grep, {small[0]} files, literal", takes, rounds=rounds, absent=dict(absent)))
+            yield groups
     finally:
         site.close()
-    for name in PATTERNS:
-        found = {counts[key] for key in counts if key.startswith(f"{name}, ")}
-        if found != ({0} if name == "no literal" else {NEEDLES}):
-            raise SystemExit(f"{name}: the searches disagree: {found}")
-    if counts["scandir walk"] != FILES:
-        raise SystemExit("the tree is not what it should be")
-    middle = {name: statistics.median(values) for name, values in figures.items()}
-    if options.json:
-        print(
-            json.dumps(
-                {name: {"median_ms": middle[name], "min_ms": min(v), "n": len(v)} for name, v in figures.items()}
-            )
-        )
-        return
-    print(f"{'ms':<28}{'median':>9}{'min':>9}{'results':>9}")
-    for name, values in figures.items():
-        print(f"{name:<28}{middle[name]:>9.2f}{min(values):>9.2f}{counts[name]:>9}")
-    print()
-    print("\n".join(verdicts(middle)))
+
+
+def main() -> int:
+    for name, why in peers.install().items():
+        print(f"not installed: {name}: {why}", file=sys.stderr)
+    return measure.program("search", __doc__, suite)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -424,7 +424,7 @@ def _() -> str:
 def _() -> str:
     from nucleus.sdk import wire
 
-    path = os.environ["SPIFFE_ENDPOINT_SOCKET"].removeprefix("unix://")
+    path = os.environ["NUCLEUS_WORKLOAD_SOCKET"].removeprefix("unix://")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(5)
         sock.connect(path)

@@ -18,6 +18,7 @@ from nucleus.pod.packets import checked, pair, recv_packet, send_packet
 UID = 0x70000001 if os.geteuid() == 0 else os.geteuid()
 TRUST_DOMAIN = "nucleus.local"
 WHO = "spiffe://nucleus.local/ns/default/sa/agent-p1"
+PERSON = "spiffe://nucleus.local/user/uid/1000"  # who `approver` is
 HASH = "ab" * 32
 
 
@@ -171,8 +172,8 @@ class Authority:
             client.call("open_budget", limit=limit, window_ns=0)
         return client
 
-    def approver(self, *, watch: bool = True) -> Client:
-        client = self.attach("approver", uid=1000)
+    def approver(self, *, watch: bool = True, uid: int = 1000) -> Client:
+        client = self.attach("approver", uid=uid)
         if watch:
             client.call("watch")
         return client

@@ -13,7 +13,7 @@ import pytest
 from nucleus.approval.rules import MAX_PENDING
 from nucleus.errors import DeniedError, InvalidError, NucleusError
 
-from .harness import HASH, WHO, Authority, Client, ids
+from .harness import HASH, PERSON, WHO, Authority, Client, ids
 
 NAMES = ids()
 
@@ -57,7 +57,7 @@ def test_a_yes_becomes_one_reservation(authority: Authority) -> None:
     entry = json.loads(authority.log.read_bytes().splitlines()[-1])
     assert entry["event"] == "approval"
     assert entry["operation_hash"] == HASH
-    assert entry["outcome"] == {"approver": "uid:1000", "reason": "looks\\u202egood"}
+    assert entry["outcome"] == {"approver": "uid:1000", "identity": PERSON, "reason": "looks\\u202egood"}
     assert entry["decision"]["verdict"] == "approve"
     assert entry["context"]["request"] == request["request"]
     assert answer["token"] not in authority.log.read_text()
@@ -298,9 +298,9 @@ def test_requests_and_tokens_expire_by_both_clocks(in_process: Any) -> None:
 def test_no_secret_is_in_a_repr(in_process: Any) -> None:
     service, gate, _ = in_process
     service.frame(gate, 1, op="ask")
-    text = repr(service.desk) + repr(service.desk._waiting)
-    assert service.desk._key.hex() not in text
-    assert repr(service.desk._key) not in text
+    text = repr(service.desk) + repr(service.desk.keys) + repr(service.desk.keys._current) + repr(service.desk._waiting)
+    assert service.desk.keys._current.key.hex() not in text
+    assert repr(service.desk.keys._current.key) not in text
     for request in service.desk._waiting.values():
         assert repr(request.nonce) not in text
 
@@ -315,3 +315,35 @@ def test_an_approver_of_one_pod_is_nobody_for_another(authority: Authority) -> N
     assert request["pod"] == "p1"
     approver.call("approve", request=request["request"], reason="")
     assert first.wait(ident)["verdict"] == "approve"
+
+
+def test_another_key_from_one_moment_on(authority: Authority) -> None:
+    gate, approver = authority.gate(), authority.approver()
+    before = approved(gate, approver)
+    approver.event()
+    said = approver.call("rotate_key", reason="a habit")
+    after = approved(gate, approver, operation_hash="cd" * 32)
+    record = next(
+        one
+        for one in map(json.loads, authority.log.read_text().splitlines())
+        if one["decision"] == {"verdict": "rotate_key"}
+    )
+    assert record["outcome"] == {"approver": "uid:1000", "identity": PERSON, "reason": "a habit"}
+    assert record["context"]["new"] == said["key"] != record["context"]["old"]
+    assert bytes.fromhex(after.partition(".")[0]).endswith(said["key"].encode())
+    assert bytes.fromhex(before.partition(".")[0]).endswith(record["context"]["old"].encode())
+    assert gate.reserve(next(NAMES), 10, token=before) == {}
+    with pytest.raises(DeniedError):
+        gate.reserve(next(NAMES), 10, token=before)  # and still once
+    fields = {"reservation": next(NAMES), "amount": 10, "operation_hash": "cd" * 32, "principal": WHO}
+    assert gate.call("reserve", token=after, **fields) == {}
+    for _ in range(6):
+        approver.call("rotate_key")
+    with pytest.raises(InvalidError, match="keys are held"):
+        approver.call("rotate_key")
+
+
+def test_who_may_only_answer_changes_no_key(authority: Authority) -> None:
+    other = authority.attach("approver", uid=1001, answers_only=True)
+    with pytest.raises(DeniedError, match="may only answer"):
+        other.call("rotate_key")

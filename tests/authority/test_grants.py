@@ -13,7 +13,7 @@ from nucleus.approval.rules import DENIALS
 from nucleus.authority.grants import MAX_GRANTS
 from nucleus.errors import DeniedError, InvalidError
 
-from .harness import WHO, Authority, Client, ids
+from .harness import PERSON, WHO, Authority, Client, ids
 from .test_approvals import pending
 
 NAMES = ids()
@@ -180,7 +180,7 @@ def test_revoked_is_over_and_on_record(authority: Authority) -> None:
     assert approver.call("revoke", grant=made["grant"], reason="enough") == {}
     entry = entries(authority)[-1]
     assert (entry["event"], entry["decision"]["verdict"]) == ("approval", "revoke")
-    assert entry["outcome"] == {"approver": "uid:1000", "reason": "enough"}
+    assert entry["outcome"] == {"approver": "uid:1000", "identity": PERSON, "reason": "enough"}
     assert (entry["context"]["grant"]["grant"], entry["context"]["grant"]["number"]) == (made["grant"], 2)
     assert approver.call("grants") == {"grants": []}
     ask(gate, 3)

@@ -90,6 +90,22 @@ def test_explain_a_tool(tools: str, words: list[str], code: int, rule: str, caps
     assert f"rule: {rule}\n" in capsys.readouterr().out
 
 
+def test_explain_as_a_caller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "version: 1\nname: p\ncapabilities: {read_files: always}\n"
+        "identities: {agents: [own, 'spiffe://td/*'], operations: {read_files: ['spiffe://td/ci/*']}}\n"
+    )
+    for who, code in (("spiffe://td/ci/a", 0), ("spiffe://td/ci", 3), ("spiffe://other/ci/a", 3)):
+        assert main(["explain", "--policy", str(path), "--as", who, "read", "a"]) == code, who
+        assert ("identity.operation" in capsys.readouterr().out) == (code == 3) or code == 0
+    assert main(["explain", "--policy", str(path), "read", "a"]) == 3  # the pod's own
+    with pytest.raises(InvalidError, match="--as"):
+        main(["explain", "--policy", str(path), "--as", "ci", "read", "a"])
+    assert main(["show", "--policy", str(path)]) == 0
+    assert "identities.operations.read_files: spiffe://td/ci/*" in capsys.readouterr().out
+
+
 def test_explain_says_when_there_is_no_egress(capsys: pytest.CaptureFixture[str]) -> None:
     for line, said in (
         ("--profile fix_issue git_push", True),

@@ -9,7 +9,7 @@ from nucleus.errors import InvalidError
 from nucleus.lattice.exposure import Exposure
 from nucleus.lattice.witness import _plain
 
-DEFAULTS = {"egress": False, "trust-workspace": False, "isolation": "", "seen": "", "task": ""}
+DEFAULTS = {"egress": False, "trust-workspace": False, "isolation": "", "seen": "", "task": "", "as": ""}
 
 
 def test_words_come_back() -> None:
@@ -28,6 +28,7 @@ def test_words_come_back() -> None:
         ({"egress": True, "seen": "private"}, ["--egress", "--seen", "private"]),
         ({"trust-workspace": True, "seen": "untrusted,steered"}, ["--trust-workspace", "--seen", "untrusted,steered"]),
         ({"task": "a b"}, ["--task", "a b"]),
+        ({"as": "spiffe://td/a"}, ["--as", "spiffe://td/a"]),
     ],
 )
 def test_a_context_as_options(words: dict[str, object], flags: list[str]) -> None:

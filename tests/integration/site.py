@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,40 @@ from nucleus.kernel import syscalls
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 USER = 40_322  # an ordinary user that no machine knows
+
+
+def _mounts() -> int:
+    """A mount namespace in which the checkout can be reached although a directory above it is closed; -1: none is.
+
+    One for all of a site's processes: its helper refuses peers from another one.
+    """
+    closed = next((up for up in reversed(REPOSITORY.parents) if not up.stat().st_mode & 0o001), None)
+    if closed is None:
+        return -1
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+            tree = syscalls.open_tree(
+                syscalls.AT_FDCWD, str(REPOSITORY), syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+            )
+            syscalls.mount("tmpfs", str(closed), "tmpfs", 0, "mode=0755")
+            REPOSITORY.mkdir(parents=True)
+            syscalls.move_mount(tree, "", syscalls.AT_FDCWD, str(REPOSITORY), syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+            os.write(tell, b".")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b".", "no mount namespace for a closed checkout"
+        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 class Site:
@@ -41,6 +77,7 @@ class Site:
             os.chown(path, uid, uid)
         os.chown(self.directory, uid, uid)
         self.audit_log = self.directory / "state" / "audit.jsonl"
+        self._mounts = _mounts() if uid else -1
 
     def environment(self, **more: str) -> dict[str, str]:
         return {
@@ -58,21 +95,24 @@ class Site:
             os.chown(item, self.uid, self.uid)
         return path
 
+    @classmethod
+    @contextmanager
+    def another(cls, uid: int) -> Iterator[Callable[[], None]]:
+        """What makes a child another user of this host, who has no Nucleus: a `preexec_fn`."""
+        other = cls.__new__(cls)
+        other.uid, other._mounts = uid, _mounts() if uid else -1
+        try:
+            yield other.become
+        finally:
+            if other._mounts >= 0:
+                os.close(other._mounts)
+
     def become(self) -> None:
         """In a child: the site's user, with the checkout reachable although a parent of it may be closed."""
         if self.uid == 0:
             return
-        closed = next((up for up in reversed(REPOSITORY.parents) if not up.stat().st_mode & 0o001), None)
-        if closed is not None:
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-            tree = syscalls.open_tree(
-                syscalls.AT_FDCWD, str(REPOSITORY), syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
-            )
-            syscalls.mount("tmpfs", str(closed), "tmpfs", 0, "mode=0755")
-            REPOSITORY.mkdir(parents=True)
-            syscalls.move_mount(tree, "", syscalls.AT_FDCWD, str(REPOSITORY), syscalls.MOVE_MOUNT_F_EMPTY_PATH)
-            os.close(tree)
+        if self._mounts >= 0:
+            syscalls.setns(self._mounts, syscalls.CLONE_NEWNS)
         os.setgroups([])
         os.setresgid(self.uid, self.uid, self.uid)
         os.setresuid(self.uid, self.uid, self.uid)
@@ -120,6 +160,9 @@ class Site:
 
     def close(self) -> None:
         self.cli("helper", "stop")
+        if self._mounts >= 0:
+            os.close(self._mounts)
+            self._mounts = -1
         for _ in range(50):
             try:
                 shutil.rmtree(self.directory)

@@ -294,13 +294,11 @@ def all_lines(site: Site) -> list[bytes]:
 
 def elsewhere(directory: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """`nucleus-audit` by somebody who has nothing but the files in `directory`."""
-    site = Site.__new__(Site)
-    site.uid = STRANGER
-
-    return subprocess.run(
-        [str(BIN / "nucleus-audit"), *argv], cwd=directory, preexec_fn=site.become, capture_output=True, text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(directory)}, check=False, timeout=30,
-    )  # fmt: skip
+    with Site.another(STRANGER) as become:
+        return subprocess.run(
+            [str(BIN / "nucleus-audit"), *argv], cwd=directory, preexec_fn=become, capture_output=True, text=True,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(directory)}, check=False, timeout=30,
+        )  # fmt: skip
 
 
 def test_a_receipt_is_checked_offline_with_the_public_key_alone(watch: Watch) -> None:

@@ -66,17 +66,12 @@ class Served(Site):
     def caller(self, uid: int, *words: str, program: str = sys.executable, **env: str) -> dict[str, Any]:
         """A process of `uid` that calls."""
 
-        def become() -> None:
-            os.setgroups([])
-            other = Site.__new__(Site)
-            other.uid = uid
-            other.become()
-
-        done = subprocess.run(
-            [program, str(Path(workload_client.__file__)), self.socket, *words],
-            preexec_fn=become, capture_output=True, text=True, timeout=60, cwd="/",
-            env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **env},
-        )  # fmt: skip
+        with Site.another(uid) as become:
+            done = subprocess.run(
+                [program, str(Path(workload_client.__file__)), self.socket, *words],
+                preexec_fn=become, capture_output=True, text=True, timeout=60, cwd="/",
+                env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **env},
+            )  # fmt: skip
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer

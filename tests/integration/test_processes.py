@@ -166,7 +166,9 @@ def test_the_agent_compartment_has_no_workspace_and_work_has_no_workload_socket(
     agent_workspace = Path(f"/proc/{live.agent.pid}/root/workspace")
     assert not agent_workspace.exists() or not os.listdir(agent_workspace)
     assert "workload.sock" in os.listdir(f"/proc/{live.agent.pid}/root/run/nucleus")
+    assert "spiffe.sock" in os.listdir(f"/proc/{live.agent.pid}/root/run/nucleus")
     assert not Path(f"/proc/{live.work.pid}/root/run/nucleus/workload.sock").exists()
+    assert not Path(f"/proc/{live.work.pid}/root/run/nucleus/spiffe.sock").exists()
 
 
 def test_key_holders_are_not_dumpable(live: Live) -> None:

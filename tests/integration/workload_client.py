@@ -1,6 +1,7 @@
 """A gRPC client of the Workload API, and raw HTTP/2 where a client has to misbehave. Run as a program, it is a caller:
 
-``workload_client.py SOCKET x509|jwt [AUDIENCE]`` prints what it got as JSON, or ``{"status": …}``.
+``workload_client.py SOCKET x509|jwt|all [AUDIENCE]`` prints what it got as JSON, or ``{"status": …}``; ``watch`` prints
+a line for each SVID that is pushed, until the server ends the stream.
 """
 
 from __future__ import annotations
@@ -77,9 +78,37 @@ async def connected(path: str, **keywords: Any) -> AsyncIterator[Client]:
         channel.close()
 
 
+async def everything(client: Client) -> dict[str, Any]:
+    """What each of the five calls says."""
+    found = (await client.first("FetchX509SVID")).svids
+    token = (await client.call("FetchJWTSVID", proto.JWTSVIDRequest(audience=["service"]))).svids[0]
+    asked = proto.ValidateJWTSVIDRequest(audience="service", svid=token.svid)
+    return {
+        "x509": [one.spiffe_id for one in found],
+        "chain": found[0].x509_svid.hex(),
+        "key": found[0].x509_svid_key.hex(),
+        "roots": {name: roots.hex() for name, roots in (await client.first("FetchX509Bundles")).bundles.items()},
+        "jwt": token.spiffe_id,
+        "jwks": sorted((await client.first("FetchJWTBundles")).bundles),
+        "valid": (await client.call("ValidateJWTSVID", asked)).spiffe_id,
+    }
+
+
+async def watch(client: Client) -> None:
+    """A line for each SVID."""
+    async with client.stream("FetchX509SVID") as messages:
+        while True:
+            (svid,) = (await messages.next(120)).svids
+            print(json.dumps({"id": svid.spiffe_id, "chain": svid.x509_svid.hex()}), flush=True)
+
+
 async def main(path: str, what: str, *audience: str) -> dict[str, Any]:
     try:
         async with connected(path) as client:
+            if what == "all":
+                return await everything(client)
+            if what == "watch":
+                await watch(client)
             if what == "x509":
                 answer = await client.first("FetchX509SVID")
                 return {"svids": [one.spiffe_id for one in answer.svids]}

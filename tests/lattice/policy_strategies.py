@@ -62,6 +62,17 @@ def by_file(policy: Policy) -> Policy:
     return replace(policy, capabilities=policy.capabilities & ~asked)
 
 
+PEOPLE = ("spiffe://a/x", "spiffe://a/x/y", "spiffe://a/x/*", "spiffe://a/*", "spiffe://b/x", "spiffe://b")
+people = st.frozensets(st.sampled_from(PEOPLE), max_size=3)
+callers = st.frozensets(st.sampled_from((*PEOPLE, "own")), max_size=3)
+identities = st.frozensets(
+    st.tuples(st.sampled_from(("approvers", "pods")), people)
+    | st.tuples(
+        st.sampled_from(("agents", "operations.read_files", "operations.tools", "operations.run_bash")), callers
+    ),
+    max_size=4,
+)
+
 policies = st.builds(
     Policy,
     name=st.just("p"),
@@ -90,6 +101,7 @@ policies = st.builds(
     trifecta=modes,
     tools=st.frozensets(tables, min_size=1, max_size=2),
     two_people=st.frozensets(st.sampled_from(BY_TWO), max_size=2),
+    identities=identities,
 ).map(by_file)
 
 operations: Any = st.one_of(

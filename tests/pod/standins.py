@@ -62,6 +62,7 @@ def gate(control: socket.socket, number: int, config: dict, fds: list[int]) -> N
         "env": {},
         "policy_digest": "0" * 64,
         "policy_name": "test",
+        "pods": [],
         "budget_limit": 1,
     }
     facts |= policy

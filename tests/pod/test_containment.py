@@ -117,9 +117,9 @@ def test_probes(builder: Builder, host: dict[str, Any], kind: str) -> None:
     if kind == "agent":
         assert environment["NUCLEUS_GATE_ID"].startswith("spiffe://nucleus.local/ns/default/sa/")
         assert environment["MINE"] == "1"
-    # The mount table names where a bind came from; nothing else of ours may be mounted.
-    ours = {line.split()[4] for line in answers["mounts"] if str(builder.directory) in line}
-    assert ours == ({"/workspace"} if kind == "work" else {"/run/nucleus/workload.sock"})
+    # The mount table names where a bind came from, from its file system's root on; nothing else of ours may be mounted.
+    ours = {line.split()[4] for line in answers["mounts"] if builder.directory.name in line}
+    assert ours == ({"/workspace"} if kind == "work" else {"/run/nucleus/workload.sock", "/run/nucleus/spiffe.sock"})
 
 
 def test_identity_on_the_host(builder: Builder) -> None:

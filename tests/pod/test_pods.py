@@ -168,7 +168,7 @@ def test_agent_has_the_sdk_and_no_workspace(builder: Builder) -> None:
         out.seek(0)
         workspace, run, sdk, executable, shadow, ssl = json.loads(out.read())
     assert workspace == []
-    assert run == ["bin", "lib", "workload.sock"]
+    assert run == ["bin", "lib", "spiffe.sock", "workload.sock"]
     assert sdk == "/run/nucleus/lib/nucleus/sdk/__init__.py"
     assert executable
     assert not shadow

@@ -92,7 +92,7 @@ def test_floors_that_are_not(floor: str) -> None:
 def helper(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A helper with stand-ins, in our own namespaces and under our uid."""
     command = [sys.executable, "-I", str(HERE / "standins.py"), "builder", "--helper"]
-    command += ["--state", str(directory / "state"), "--runtime", str(directory / "run")]
+    command += ["--state", str(directory / "state"), "--runtime", str(directory / "run"), "--idle", "300"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
     while not (directory / "run/helper.sock").exists():
@@ -149,7 +149,7 @@ def test_who_may_use_the_helper(directory: Path, helper: subprocess.Popen[bytes]
 
 
 def test_there_is_one_helper(directory: Path, helper: subprocess.Popen[bytes]) -> None:
-    arguments = ["--helper", "--state", str(directory / "state"), "--runtime", str(directory / "run")]
+    arguments = ["--helper", "--state", str(directory / "state"), "--runtime", str(directory / "run"), "--idle", "300"]
     (directory / "run").chmod(0o700)
     second = subprocess.run(
         [sys.executable, "-I", str(HERE / "standins.py"), "builder", *arguments], stdin=subprocess.DEVNULL, timeout=20

@@ -128,6 +128,23 @@ def spread(size: int) -> st.SearchStrategy[int]:
     return st.integers(0, size - 1).map(lambda number: number * 982_451_653 % size)
 
 
+WHO = ("own", "spiffe://td/a", "spiffe://td/a/*", "spiffe://td/*", "spiffe://b/x")
+SUBJECTS = (
+    "operations.read_files",
+    "operations.run_bash",
+    "operations.tools",
+    "operations.network",
+    "agents",
+    "approvers",
+)
+
+
+def callers(mask: int) -> frozenset[tuple[str, frozenset[str]]]:
+    """Of two subjects at most, lists that mostly have the pod's own on them."""
+    found = {(subject, chosen(WHO, (mask >> at) | 1)) for at, subject in enumerate(SUBJECTS) if mask >> at & 3 == 3}
+    return frozenset(found)
+
+
 def build(
     caps: int, budget: int, window: tuple[int, int, int], allows: tuple[int, int, int], lists: tuple[int, ...],
     mode: str, tools: tuple[int, int], floor: int, network: tuple[int, int],
@@ -143,6 +160,7 @@ def build(
         tools=frozenset(map(table, tools)) if tools[1] else frozenset((table(tools[0]),)),
         network=frozenset(chosen(NETWORK, mask) for mask in network),
         two_people=chosen(BY_TWO, lists[0] ^ lists[2]),
+        identities=callers(lists[1] ^ lists[3]),
     )  # fmt: skip
 
 
@@ -175,6 +193,8 @@ contexts = st.builds(
     isolation=st.sampled_from((FLOORS[1], FLOORS[1], FLOORS[0], FLOORS[3])),
     seen=exposures,
     task=st.sampled_from(("", "mail bob@x.org about https://a.com/x and push to origin main")),
+    caller=st.sampled_from(("", "", "spiffe://td/a", "spiffe://td/a/b", "spiffe://b/x")),
+    own=st.sampled_from((True, True, True, False)),
 )
 
 PATHS = (
@@ -359,4 +379,5 @@ _TIGHTER: dict[str, Callable[[Any, random.Random], Any]] = {
     "trifecta": lambda value, rng: "+".join(sorted({*modes(value), rng.choice(("static", "session", "provenance"))})),
     "tools": _tools,
     "two_people": _more(BY_TWO),
+    "identities": lambda value, rng: value | callers(rng.getrandbits(8)),
 }

@@ -245,7 +245,7 @@ def test_the_pools_interact() -> None:
     verdicts: dict[Verdict, int] = {}
 
     @given(policies, contexts)
-    @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def count(p: Policy, context: Context) -> None:
         for operation in OPERATIONS:
             found = decide(p, operation, context)
@@ -257,5 +257,6 @@ def test_the_pools_interact() -> None:
     wanted = {
         "paths.block", "paths.allow", "commands.deny", "commands.ask", "commands.allow", "trifecta.static",
         "trifecta.session", "trifecta.provenance", "hosts.ask", "hosts.deny", "tools.undeclared", "tools.approve",
+        "identity.operation",
     }  # fmt: skip
     assert wanted <= rules, wanted - rules

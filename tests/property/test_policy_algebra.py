@@ -71,7 +71,7 @@ def test_leq_in_every_dimension(a: Policy, b: Policy) -> None:
 DIMENSIONS = (
     "capabilities", "budget_limit", "time_window", "paths_allow", "paths_block", "commands_allow", "commands_ask",
     "commands_deny", "hosts_allow", "hosts_ask", "hosts_deny", "isolation_floor", "trifecta", "tools",
-    "network", "two_people",
+    "network", "two_people", "identities",
 )  # fmt: skip
 
 

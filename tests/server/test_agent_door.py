@@ -15,6 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from nucleus.identity import tls
 from nucleus.identity.ca import CertificateAuthority
@@ -38,13 +40,17 @@ class Authority:
         self.charge = None
         self.issued: list[X509Svid] = []
         self.asked = asyncio.Event()
+        self.foreign: dict[str, tuple[bytes, ...]] = {}
 
     async def svid(self) -> X509Svid:
         self.issued.append(self.issue(GATE))
         self.asked.set()
         return self.issued[-1]
 
-    async def revoked(self) -> list[dict[str, Any]]:
+    async def federated(self) -> dict[str, tuple[bytes, ...]]:
+        return self.foreign
+
+    async def revoked(self, *, everybody: bool) -> list[dict[str, Any]]:
         return []
 
 
@@ -62,10 +68,10 @@ class Driver:
 
 
 class Opened:
-    def __init__(self, issue: Callable[[SpiffeId], X509Svid]) -> None:
+    def __init__(self, issue: Callable[[SpiffeId], X509Svid], **more: Any) -> None:
         self.issue = issue
         self.authority, self.driver = Authority(issue), Driver()
-        self.door = AgentDoor(CONFIG, self.driver, self.authority)  # type: ignore[arg-type]
+        self.door = AgentDoor(CONFIG, self.driver, self.authority, **more)  # type: ignore[arg-type]
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"https://127.0.0.1:{self.socket.getsockname()[1]}/v1/health"
 
@@ -80,8 +86,8 @@ class Opened:
 
 
 @contextlib.asynccontextmanager
-async def opened(issue: Callable[[SpiffeId], X509Svid]) -> AsyncIterator[Opened]:
-    made = Opened(issue)
+async def opened(issue: Callable[[SpiffeId], X509Svid], **more: Any) -> AsyncIterator[Opened]:
+    made = Opened(issue, **more)
 
     async def tools() -> list[dict[str, Any]]:
         return []
@@ -235,3 +241,148 @@ async def _name(ca: CertificateAuthority) -> None:
 
 def test_a_revoked_name_is_refused_for_what_it_had(ca: CertificateAuthority) -> None:
     asyncio.run(_name(ca))
+
+
+async def _statuses(
+    ca: CertificateAuthority, may_call: list[list[str]], names: list[str], signer: CertificateAuthority | None = None
+) -> list[int]:
+    out = []
+    async with opened(issuer(ca), may_call=tuple(map(frozenset, may_call))) as made:
+        for name in names:
+            svid = issuer(signer or ca)(SpiffeId.parse(name))
+            mixed = replace(svid, bundle_pem=ca.bundle_pem(time.time_ns()))
+            async with made.session(mixed) as session:
+                try:
+                    out.append(await made.get(session))
+                except aiohttp.ClientError:
+                    out.append(0)  # not even TLS
+    return out
+
+
+TEAM, TEAMS = f"spiffe://{DOMAIN}/team/a", f"spiffe://{DOMAIN}/teams/a"
+
+
+@pytest.mark.parametrize(
+    ("may_call", "statuses"),
+    [
+        ([["own"]], [200, 401, 401]),
+        ([["own", f"spiffe://{DOMAIN}/team/*"]], [200, 200, 401]),
+        ([[f"spiffe://{DOMAIN}/team/*"]], [401, 200, 401]),
+        ([["own", f"spiffe://{DOMAIN}/*"], ["own", TEAM]], [200, 200, 401]),
+        ([[]], [401, 401, 401]),
+        ([["spiffe://nucleus/*", "spiffe://other.org/*"]], [401, 401, 401]),
+    ],
+)
+def test_who_is_named_comes_in(ca: CertificateAuthority, may_call: list[list[str]], statuses: list[int]) -> None:
+    assert asyncio.run(_statuses(ca, may_call, [str(AGENT), TEAM, TEAMS])) == statuses
+
+
+def test_another_domains_name_proves_nothing_here(ca: CertificateAuthority, tmp_path: Path) -> None:
+    """Named, and signed by its own CA, whose bundle this door has not; nor does that CA speak for ours."""
+    other = CertificateAuthority.load_or_create(tmp_path / "other", "other.org", now=time.time_ns())
+    assert asyncio.run(_statuses(ca, [["spiffe://other.org/*"]], ["spiffe://other.org/team/a"], other)) == [0]
+    twin = CertificateAuthority.load_or_create(tmp_path / "twin", DOMAIN, now=time.time_ns())
+    assert asyncio.run(_statuses(ca, [["own", f"spiffe://{DOMAIN}/*"]], [TEAM], twin)) == [0]
+
+
+async def _roles(ca: CertificateAuthority) -> None:
+    everybody = (frozenset(("own", f"spiffe://{DOMAIN}/*")),)
+    config = SimpleNamespace(door="orchestrator", agent_id="", orchestrator_id=str(AGENT))
+    async with opened(issuer(ca), may_call=everybody) as made:
+        door = AgentDoor(config, made.driver, made.authority, everybody)  # type: ignore[arg-type]
+        door._holder = made.door._holder
+        for name, role in ((str(AGENT), "orchestrator"), (TEAM, "agent")):
+            proven = SimpleNamespace(spiffe_id=name, serial=1, expires_ns=2)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tls, "proven", lambda *_, found=proven: found)
+                peer = door._authenticate(None)  # type: ignore[arg-type]
+            assert (peer.principal.spiffe_id, peer.principal.role) == (name, role)
+
+
+def test_whoever_is_not_the_pods_own_has_an_agents_role(ca: CertificateAuthority) -> None:
+    asyncio.run(_roles(ca))
+
+
+FOREIGN = "foreign.example"
+
+
+async def _until(there: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not await there():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+async def _federated(ca: CertificateAuthority, foreign: CertificateAuthority) -> None:
+    """A door for a foreign peer, as where a policy names one."""
+    peer = SpiffeId(FOREIGN, "/peer")
+    svid = issuer(foreign)(peer)
+    trusted = replace(svid, bundle_pem=ca.bundle_pem(time.time_ns()))  # what the client holds against the gate
+    async with opened(issuer(ca), may_call=(frozenset((str(peer),)),)) as made, made.session(trusted) as session:
+
+        async def status() -> int:
+            try:
+                return await made.get(session)
+            except (aiohttp.ClientError, OSError):
+                return 0
+
+        assert await status() == 0  # its trust domain is not known
+        made.authority.foreign = {FOREIGN: foreign.roots(time.time_ns())[FOREIGN]}
+        made.door.federated()
+        await _until(lambda: _is(status(), 200))
+        assert len(made.authority.issued) == 1  # no new SVID for it
+        async with made.session() as own:
+            assert await made.get(own) == 401  # ours, and not whom this door is for
+        made.authority.foreign = {}
+        (connections,) = [list(conns) for conns in session.connector._conns.values()]  # type: ignore[union-attr]
+        made.door.federated()
+        await _until(lambda: _is(_none_connected(connections), True))
+        assert await status() == 0
+
+
+async def _is(found: Any, wanted: object) -> bool:
+    return bool(await found == wanted)
+
+
+async def _none_connected(connections: list[Any]) -> bool:
+    return not any(proto.is_connected() for proto, _ in connections)
+
+
+def test_a_foreign_peer_is_verified_by_its_own_bundle_and_cut_when_that_goes(
+    ca: CertificateAuthority, tmp_path: Path
+) -> None:
+    asyncio.run(_federated(ca, CertificateAuthority.load_or_create(tmp_path / "f", FOREIGN, now=time.time_ns())))
+
+
+def _alike(root: bytes) -> bytes:
+    """Another CA's root with each name of this one: subject, issuer, key identifiers."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    was = x509.load_der_x509_certificate(root)
+    made = x509.CertificateBuilder().subject_name(was.subject).issuer_name(was.subject).public_key(key.public_key())
+    made = made.serial_number(was.serial_number)
+    made = made.not_valid_before(was.not_valid_before_utc).not_valid_after(was.not_valid_after_utc)
+    for extension in was.extensions:
+        made = made.add_extension(extension.value, extension.critical)
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+async def _in_the_way(ca: CertificateAuthority, other: CertificateAuthority) -> None:
+    now = time.time_ns()
+    async with opened(issuer(ca)) as made:
+        # Another CA of our trust domain, roots that look like ours, and bytes that are none, under a foreign name.
+        for roots in (other.roots(now)[DOMAIN], tuple(map(_alike, ca.roots(now)[DOMAIN])), (b"nothing",)):
+            made.authority.foreign = {FOREIGN: roots}
+            made.authority.asked.clear()
+            made.door.renew()
+            async with asyncio.timeout(10):
+                await made.authority.asked.wait()
+            await asyncio.sleep(0.1)
+            async with made.session() as own:
+                assert await made.get(own) == 200
+            async with made.session(replace(issuer(other)(AGENT), bundle_pem=ca.bundle_pem(now))) as forged:
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    assert await made.get(forged) == 401
+
+
+def test_a_foreign_root_does_not_stand_in_the_way_of_ours(ca: CertificateAuthority, tmp_path: Path) -> None:
+    asyncio.run(_in_the_way(ca, CertificateAuthority.load_or_create(tmp_path / "o", DOMAIN, now=time.time_ns())))

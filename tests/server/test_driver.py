@@ -92,7 +92,7 @@ def play(
         clock = iter(range(0, 10**12, 10**6))
         executor = Executors(Executor(channel, visible, (), lambda: next(clock)), None)
         ids = iter(f"{n:032x}" for n in range(100))
-        driver = Driver(Gate(), lambda _: decision, authority, executor, lambda: next(ids))  # type: ignore[arg-type]
+        driver = Driver(Gate(), lambda *_: decision, authority, executor, lambda: next(ids))  # type: ignore[arg-type]
         try:
             return await scene(driver)
         except asyncio.CancelledError:
@@ -245,7 +245,7 @@ def test_hands_that_dies_under_an_operation_is_an_error_that_is_settled_and_reco
         ours, theirs = socket.socketpair()
         channel = await Channel.over(ours, lambda: SandboxError("the pod is gone", rule="hands.gone"))
         executor = Executor(channel, lambda _: True, (), lambda: 0)
-        driver = Driver(Gate(), lambda _: ALLOW, authority, executor, lambda: "0" * 32)  # type: ignore[arg-type]
+        driver = Driver(Gate(), lambda *_: ALLOW, authority, executor, lambda: "0" * 32)  # type: ignore[arg-type]
         call = asyncio.ensure_future(driver.run({"kind": "run", "argv": ["true"]}, lambda: WHO))
         await asyncio.sleep(0.1)
         theirs.close()
@@ -317,7 +317,7 @@ def test_what_is_streamed_comes_after_the_intent_and_how_it_ended_only_with_the_
         other = asyncio.ensure_future(pod())
         channel = await Channel.over(ours, lambda: SandboxError("the pod is gone", rule="hands.gone"))
         executor = Executors(Executor(channel, lambda _: True, (), lambda: 0), None)
-        driver = Driver(Gate(), lambda _: ALLOW, authority, executor, lambda: "0" * 32)  # type: ignore[arg-type]
+        driver = Driver(Gate(), lambda *_: ALLOW, authority, executor, lambda: "0" * 32)  # type: ignore[arg-type]
         try:
             return await driver.run(
                 {"kind": "run", "argv": ["x"]},

@@ -1,4 +1,4 @@
-"""PyPI's `spiffe` (WorkloadApiClient, X509Source, JwtSource) against `nucleus identity serve`."""
+"""PyPI's `spiffe` (WorkloadApiClient, X509Source, JwtSource) against `nucleus identity serve`, and in a pod."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from integration.test_identity_api import NAME, OTHER, Served
 
-from .conftest import SPIFFE
+from .conftest import SPIFFE, in_a_pod
 
 PROGRAM = Path(__file__).with_name("py_spiffe.py")
 
@@ -55,3 +55,12 @@ def test_a_jwt_source(served: Served) -> None:
 
 def test_a_workload_without_an_entry_is_denied(served: Served) -> None:
     assert "PERMISSION_DENIED" in workload(served, "denied", OTHER)["denied"]
+
+
+def test_in_a_pod() -> None:
+    words = (f"{SPIFFE}/venv/bin/python", "-I", "-W", "ignore", str(PROGRAM))
+    found = json.loads(in_a_pod(*words, "unix:///run/nucleus/spiffe.sock", "fetched"))
+    assert "/sa/agent-pod-" in found["x509"]
+    assert found["x509"] == found["jwt"] == found["valid"]
+    assert "not for this audience" in found["refused"]
+    assert found["bundles"] == found["jwt_bundles"]

@@ -5,8 +5,8 @@ payload = each of {operation hash, principal, pod, nonce, not before, expiry, ke
 
 Checks of `verify`, in order:
  1. bounded, and exactly the one form
- 2. the MAC, in constant time, before any field is looked at
- 3. made by this key (a restart has another: old tokens are void)
+ 2. the MAC, in constant time, by each key that is held, before any field is looked at
+ 3. by the key that it names, of those that are held (`keys`; a restart has others: old tokens are void)
  4. bound to this operation, principal and pod, each compared in constant time
  5. not before its time, and not after
 That it is used once is the ledger's to enforce: the nonce burns in the same transaction as the reservation.
@@ -20,7 +20,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from nucleus.errors import DeniedError, InvalidError
 from nucleus.limits import LIMITS
@@ -47,6 +48,10 @@ class Claims:
     expires_ns: int
     key_id: str
 
+    def with_key(self, key_id: str) -> Claims:
+        """The same, of another key."""
+        return replace(self, key_id=key_id)
+
 
 def mint(key: bytes, claims: Claims) -> str:
     """The token. Raises InvalidError for a key, nonce or lifetime that is not as it must be."""
@@ -66,13 +71,28 @@ def verify(
     Raises:
         DeniedError: it is not (rules ``approval.token``, ``approval.binding``, ``approval.expired``).
     """
+    return verify_any(token, {key_id: key}, operation_hash=operation_hash, principal=principal, pod=pod, now_ns=now_ns)
+
+
+def verify_any(
+    token: str, keys: Mapping[str, bytes], *, operation_hash: str, principal: str, pod: str, now_ns: int
+) -> Claims:
+    """`verify` with several keys by their ids. How long it takes does not say which of them fitted.
+
+    Raises:
+        DeniedError: as `verify`.
+    """
     payload, mac = _split(token)  # 1
-    if not hmac.compare_digest(mac, _mac(key, payload)):  # 2
+    made_by = ""
+    for key_id, key in keys.items():  # 2: all of them, whichever fits
+        if hmac.compare_digest(mac, _mac(key, payload)):
+            made_by = key_id
+    if not made_by:
         raise _bad()
     claims = _parse(payload)
-    if not hmac.compare_digest(claims.key_id.encode(), key_id.encode()):  # 3
+    if not hmac.compare_digest(claims.key_id.encode("utf-8", "surrogatepass"), made_by.encode()):  # 3
         raise _bad()
-    wanted = Claims(operation_hash, principal, pod, claims.nonce, claims.not_before_ns, claims.expires_ns, key_id)
+    wanted = Claims(operation_hash, principal, pod, claims.nonce, claims.not_before_ns, claims.expires_ns, made_by)
     if not hmac.compare_digest(_payload(wanted), payload):  # 4
         raise DeniedError("the approval is for something else", rule="approval.binding")
     if not claims.not_before_ns <= now_ns < claims.expires_ns:  # 5

@@ -9,11 +9,13 @@ Security steps:
 6. Requests and tokens expire by the wall clock *and* by the monotonic clock.
 7. A wider answer (`grants`) answers a later ask of the same pod, principal and key at once, present or not: its count
    goes down first, then 4 and 5 as for any yes: one record and one single-use token for each operation.
-8. Where two people are needed the first yes is recorded (``assent``) and kept; the second has to be another uid's.
+8. Whose yes counts: where the policy names approvers, a user whose SPIFFE ID (`people`) is on each list, and never who
+   asked. Who is revoked says no yes at all. A yes that does not count is on record, once for each request and user.
+9. Where two people are needed the first yes is recorded (``assent``) and kept; the second has to be another uid's.
    Nothing wider is on offer there. A no of either ends it.
 
-Promises: the key and the nonces are random and live in this process's memory only. Relies on: the builder, which says
-whose uid an approver's channel is. Does not: know what an operation means.
+Promises: the keys (`approval.keys`) and the nonces are random and live in this process's memory only.
+Relies on: the builder, which says whose uid an approver's channel is. Does not: know what an operation means.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import os
 from typing import Any
 
 from nucleus.approval import display, token
+from nucleus.approval.keys import Keys
 from nucleus.approval.rules import AskRules
 from nucleus.authority import fields, requests
 from nucleus.authority.batch import Batch
 from nucleus.authority.grants import Grant, Grants
+from nucleus.authority.people import People, named
 from nucleus.authority.requests import PRINCIPAL_BYTES, Request
 from nucleus.authority.streams import Stream
 from nucleus.errors import AuditError, DeniedError, InvalidError, NucleusError
@@ -36,16 +40,22 @@ __all__ = ["MAX_WAITING", "PRINCIPAL_BYTES", "Desk"]
 
 
 class Desk:
-    """See the module."""
+    """See the module.
 
-    def __init__(self) -> None:
-        self._key = os.urandom(token.KEY_BYTES)
-        self._key_id = os.urandom(8).hex()
+    Args:
+        people: who a local user is.
+        mono_ns: the monotonic clock, nanoseconds.
+    """
+
+    def __init__(self, people: People, mono_ns: int) -> None:
+        self._people = people
+        self.keys = Keys(lambda size: os.urandom(size), mono_ns)
         self._waiting: dict[str, Request] = {}
         self._rules: dict[str, AskRules] = {}
         self._good_until: dict[str, dict[bytes, int]] = {}  # pod -> nonce -> monotonic end
         self._present: dict[Stream, str] = {}  # stream -> the pod that it answers for, "" for all
         self._watching: dict[Stream, str] = {}
+        self._uids: dict[Stream, int] = {}  # of those who are present
         self.grants = Grants()
 
     def __repr__(self) -> str:
@@ -59,10 +69,10 @@ class Desk:
         rules = self._rules.setdefault(pod, AskRules())
         if not rules.denied(request.operation_hash, batch.mono_ns):
             grant = self.grants.match(pod, request.principal, request.keys, batch.now_ns, batch.mono_ns)
-            if grant is not None:
+            if grant is not None and self._counts(request, grant.uid):
                 self._by_grant(request, grant, batch)  # 7
                 return
-        if not self._attended(pod):  # 1
+        if not self._attended(request):  # 1
             batch.answer(gate, ident, {"verdict": "no_approver"})
             return
         refusal = rules.refusal(request.operation_hash, batch.mono_ns)  # 2
@@ -88,7 +98,7 @@ class Desk:
         number = grant.take()
         reason = f"grant {grant.grant}, {number} of {grant.times}"
         on_record = {"grant": grant.on_record(number)}
-        self._record(request, "approve", grant.approver, reason, batch, on_record)
+        self._record(request, "approve", grant.uid, self._counts(request, grant.uid), reason, batch, on_record)
         batch.writes().ask(request.request, request.nonce, request.row())
         batch.writes().resolve_ask(request.request, "approved", grant.approver, reason, batch.now_ns)
 
@@ -113,14 +123,13 @@ class Desk:
 
     def check_token(self, text: str, operation_hash: str, principal: str, pod: str, batch: Batch) -> bytes:
         """The nonce of a token that is good for exactly this. Raises DeniedError."""
-        claims = token.verify(
+        claims = self.keys.verify(
             text,
-            self._key,
-            self._key_id,
             operation_hash=operation_hash,
             principal=principal,
             pod=pod,
             now_ns=batch.now_ns,
+            mono_ns=batch.mono_ns,
         )
         end = self._good_until.get(pod, {}).get(claims.nonce)
         if end is None or batch.mono_ns >= end:  # 6
@@ -138,14 +147,43 @@ class Desk:
     def approver_lost(self, stream: Stream, batch: Batch) -> None:
         """The channel closed: not present any more. When it was the last, nobody is there to say yes."""
         self._watching.pop(stream, None)
+        self._uids.pop(stream, None)
         if self._present.pop(stream, None) is not None:
             for request in tuple(self._waiting.values()):
-                if not self._attended(request.pod):
+                if not self._attended(request):
                     self._end(request, "no_approver", batch)
 
-    def _attended(self, pod: str) -> bool:
-        """Somebody is present for this pod."""
-        return any(scope in ("", pod) for scope in self._present.values())
+    def _attended(self, request: Request) -> bool:
+        """Somebody is present for its pod whose yes would count."""
+        here = (stream for stream, scope in self._present.items() if scope in ("", request.pod))
+        return any(self._counts(request, self._uids[stream]) for stream in here)
+
+    def _counts(self, request: Request, uid: int) -> str:
+        """Step 8: the SPIFFE ID by which this user's yes counts, "" where it does not."""
+        names = self._names(uid)
+        if request.principal in names:
+            return ""
+        return named(request.approvers, names) if request.approvers else next(iter(names), "")
+
+    def _names(self, uid: int) -> tuple[str, ...]:
+        """Who a user is; nobody, where that cannot be found out: a no and the end of a channel need no name."""
+        try:
+            return self._people.of(uid)
+        except NucleusError:
+            return ()
+
+    def _refuse(self, request: Request, uid: int, reason: str, batch: Batch) -> DeniedError:
+        """What is said to somebody whose yes does not count. Raises NucleusError: who they are cannot be found out."""
+        self._people.of(uid)
+        if uid not in request.refused:
+            request.refused.add(uid)
+            whose = [", ".join(sorted(patterns)) or "nobody" for patterns in request.approvers]
+            self._record(request, "refused", uid, "", reason, batch, {"approvers": whose} if whose else {})
+        return DeniedError(
+            "your yes does not count for this request",
+            rule="approval.identity",
+            next_step="Its policy names who may approve (`nucleus approvals show`), and nobody approves their own.",
+        )
 
     def approver(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], batch: Batch) -> None:
         """One request of an approver."""
@@ -153,9 +191,11 @@ class Desk:
             case "list":
                 batch.answer(stream, ident, self._list(batch))
             case "watch":
+                self._uids[stream] = uid
                 self._present[stream] = self._watching[stream] = scope = _scope(header)
                 batch.answer(stream, ident, self._list(batch, scope))
             case "present":
+                self._uids[stream] = uid
                 self._present[stream] = _scope(header)
                 batch.answer(stream, ident, {})
             case "show":
@@ -167,6 +207,8 @@ class Desk:
             case "grants":
                 standing = self.grants.standing(batch.now_ns, batch.mono_ns)
                 batch.answer(stream, ident, {"grants": [grant.shown(batch.mono_ns) for grant in standing]})
+            case "rotate_key":
+                self._rotate(stream, ident, uid, header, batch)
             case "revoke":
                 self._revoke(stream, ident, uid, header, batch)
             case _:
@@ -189,19 +231,24 @@ class Desk:
         if self._expired(request, batch):  # 6
             self._end(request, "expired", batch)
             raise InvalidError("the request has expired", rule="approval.request")
-        if yes and len(request.assents) + 1 < request.people:  # 8
-            self._assent(stream, ident, request, approver, reason, batch)
+        name = self._counts(request, uid)
+        if yes and not name:  # 8
+            refusal = self._refuse(request, uid, reason, batch)
+            batch.answer(None, 0, None, recorded=True, then=lambda error: stream.fail(ident, error or refusal))
             return
-        if yes and any(who == approver for who, _ in request.assents):  # 8
+        if yes and len(request.assents) + 1 < request.people:  # 9
+            self._assent(stream, ident, request, uid, name, reason, batch)
+            return
+        if yes and any(who == approver for who, _ in request.assents):  # 9
             raise _second(approver)
         verdict = "approve" if yes else "deny"
-        grant = self.grants.new(request, header, approver, batch) if yes else None
+        grant = self.grants.new(request, header, uid, batch) if yes else None
         on_record: dict[str, Any] = {"grant": grant.on_record(1)} if grant is not None else {}
         if not yes and (ended := self.grants.denied(request.pod, request.principal, request.keys)):
             on_record = {"revoked": ended}
         if request.assents:
             on_record["assents"] = [{"approver": who, "reason": why} for who, why in request.assents]
-        self._record(request, verdict, approver, reason, batch, on_record)
+        self._record(request, verdict, uid, name, reason, batch, on_record)
         if yes:
             approver = ", ".join((*(who for who, _ in request.assents), approver))
         state = "approved" if yes else "denied"
@@ -223,9 +270,12 @@ class Desk:
         answer = {"grant": grant.shown(batch.mono_ns)} if grant is not None else {}
         batch.answer(stream, ident, answer, recorded=True, then=then)
 
-    def _assent(self, stream: Stream, ident: int, request: Request, approver: str, reason: str, batch: Batch) -> None:
-        """Step 8, the first yes. It counts once its record is durable."""
-        self._record(request, "assent", approver, reason, batch, {})
+    def _assent(
+        self, stream: Stream, ident: int, request: Request, uid: int, name: str, reason: str, batch: Batch
+    ) -> None:
+        """Step 9, the first yes. It counts once its record is durable."""
+        approver = f"uid:{uid}"
+        self._record(request, "assent", uid, name, reason, batch, {})
 
         def then(error: NucleusError | None) -> None:
             if error is None and request.request in self._waiting and not request.assents:
@@ -244,16 +294,30 @@ class Desk:
             principal=grant.principal,
             operation={"kind": grant.operation},
             decision={"verdict": "revoke", "rule": grant.rule, "obligations": grant.obligations},
-            outcome={"approver": f"uid:{uid}", "reason": reason},
+            outcome={"approver": f"uid:{uid}", "identity": next(iter(self._names(uid)), ""), "reason": reason},
             context={"grant": grant.on_record(grant.times - grant.left)},
         )
         batch.answer(stream, ident, {}, recorded=True)
+
+    def _rotate(self, stream: Stream, ident: int, uid: int, header: dict[str, Any], batch: Batch) -> None:
+        """Another key mints from now on, whether or not the record can be written; what is out stays good for 30 s."""
+        reason = display.escape(fields.text(header, "reason", LIMITS.reason_bytes, default=""))
+        old = self.keys.key_id
+        self.keys.rotate(batch.mono_ns)
+        batch.record(
+            "approval",
+            decision={"verdict": "rotate_key"},
+            outcome={"approver": f"uid:{uid}", "identity": next(iter(self._names(uid)), ""), "reason": reason},
+            context={"old": old, "new": self.keys.key_id},
+        )
+        batch.answer(stream, ident, {"key": self.keys.key_id}, recorded=True)
 
     def _record(
         self,
         request: Request,
         verdict: str,
-        approver: str,
+        uid: int,
+        name: str,
         reason: str,
         batch: Batch,
         more: dict[str, Any],
@@ -265,7 +329,7 @@ class Desk:
             operation={"kind": request.kind},
             operation_hash=request.operation_hash,
             decision={"verdict": verdict, "rule": request.rule, "obligations": request.obligations},
-            outcome={"approver": approver, "reason": reason},
+            outcome={"approver": f"uid:{uid}", "identity": name, "reason": reason},
             context={"request": request.request, "asked_ns": request.asked_ns, **more},
         )
 
@@ -277,11 +341,11 @@ class Desk:
             request.nonce,
             batch.now_ns,
             batch.now_ns + token.TTL_NS,
-            self._key_id,
+            self.keys.key_id,
         )
         good = {nonce: end for nonce, end in self._good_until.get(request.pod, {}).items() if end > batch.mono_ns}
         self._good_until[request.pod] = {**good, request.nonce: batch.mono_ns + token.TTL_NS}
-        return token.mint(self._key, claims)
+        return self.keys.mint(claims, batch.mono_ns)
 
     # Time
 
@@ -291,7 +355,8 @@ class Desk:
         return first.deadline_ns if first is not None else None
 
     def expire(self, batch: Batch) -> None:
-        """End what has waited too long."""
+        """End what has waited too long: requests, and the key that mints."""
+        self.keys.maintain(batch.mono_ns)
         for request in [r for r in self._waiting.values() if self._expired(r, batch)]:
             self._end(request, "expired", batch)
 

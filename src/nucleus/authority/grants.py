@@ -38,13 +38,18 @@ class Grant:
     scope: str
     text: str
     times: int
-    approver: str
+    uid: int
     given_ns: int
     expires_ns: int
     deadline_ns: int
     rule: str
     obligations: list[str] = field(default_factory=list)
     left: int = 0
+
+    @property
+    def approver(self) -> str:
+        """Who gave it, as records have it."""
+        return f"uid:{self.uid}"
 
     def take(self) -> int:
         """One less; which of the `times` this is."""
@@ -99,7 +104,7 @@ class Grants:
         """Whether an ask of `pod` may be answered by a grant."""
         return pod in self._pods
 
-    def new(self, request: Request, header: dict[str, Any], approver: str, batch: Batch) -> Grant | None:
+    def new(self, request: Request, header: dict[str, Any], uid: int, batch: Batch) -> Grant | None:
         """The grant that an answer makes, counted from the request's own operation on; None for a plain "once".
 
         Raises:
@@ -129,7 +134,7 @@ class Grants:
             scope=kind,
             text=chosen.text,
             times=times,
-            approver=approver,
+            uid=uid,
             given_ns=batch.now_ns,
             expires_ns=batch.now_ns + scope.TTL_NS,
             deadline_ns=batch.mono_ns + scope.TTL_NS,

@@ -44,6 +44,8 @@ class Issuer:
         self._trust_domain = trust_domain
         self._ca: CertificateAuthority | None = None
         self.entries_file = os.path.join(state_dir, "identity-entries.json")
+        self.federations_file = os.path.join(state_dir, "federations.json")
+        self.sequence_file = os.path.join(state_dir, "bundle-sequence.json")
         self._jwt_file = os.path.join(state_dir, "jwt-keys.json")
         self._jwt: JwtKeys | None = None
         self._revocations_file = os.path.join(state_dir, "revocations.json")
@@ -85,6 +87,21 @@ class Issuer:
         """Serial numbers and ends of the roots, for people. Raises NucleusError."""
         with _usable():
             return self._open(now_ns).facts(now_ns)
+
+    def request(self, now_ns: int) -> str:
+        """A signing request for a CA above ours (`identity.upstream`), PEM. Raises NucleusError."""
+        with _usable():
+            return self._open(now_ns).request()
+
+    def examine(self, pem: str, now_ns: int) -> None:
+        """Whether `install` would take it. Raises NucleusError."""
+        with _usable():
+            self._open(now_ns).examine(pem.encode(), now_ns)
+
+    def install(self, pem: str, now_ns: int, *, at_once: bool) -> dict[str, Any]:
+        """The chain that answers it: see `CertificateAuthority.install`. Raises NucleusError."""
+        with _usable():
+            return self._open(now_ns).install(pem.encode(), now_ns, at_once=at_once)
 
     def jwt_keys(self, now_ns: int) -> JwtKeys:
         """What signs JWT-SVIDs. Raises NucleusError."""

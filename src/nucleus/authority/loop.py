@@ -11,13 +11,14 @@ import fcntl
 import os
 import select
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nucleus.authority import fields, identities
+from nucleus.authority import fields, identities, people
 from nucleus.authority.peers import (
     APPROVER,
     GATE,
     IDENTITY,
+    POD_WORKLOAD_API,
     VAULT,
     WORKLOAD,
     WORKLOAD_API,
@@ -32,6 +33,9 @@ from nucleus.budget import names as account_names
 from nucleus.errors import AuditError, InvalidError, NucleusError
 from nucleus.frames import Frame
 from nucleus.pod.packets import Packet, close_all, error_body, recv_packet, send_packet
+
+if TYPE_CHECKING:
+    from nucleus.identity.workload import WorkloadListener
 
 CHECKPOINT_RECORDS = 4_096  # at most so many have to be read again after a crash
 IDLE_S = 0.2  # without work for so long, a checkpoint is due
@@ -199,7 +203,9 @@ class Loop:
             context["session"] = session
         if account := fields.text(body, "account", account_names.BYTES, default=""):
             context["account"] = account_names.check(account)
-        return self._service.register_pod(fields.pod(body), fields.text(body, "namespace", 63), context)
+        owner = fields.uid({"uid": body["owner"]}) if "owner" in body else -1
+        pods = people.read_lists(body, "pods")
+        return self._service.register_pod(fields.pod(body), fields.text(body, "namespace", 63), context, owner, pods)
 
     def _attach(self, body: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         role = body.get("role")
@@ -229,8 +235,14 @@ class Loop:
                 if sum(c.kind in (IDENTITY, WORKLOAD_API) for c in self._channels.values()) >= MAX_APPROVERS:
                     raise InvalidError("too many identity channels", rule="attach.identity")
                 self._add(Channel(sock, self._epoll, role, uid=fields.uid(body)))
+            elif role == POD_WORKLOAD_API:
+                listener = self._whose(body)
+                own = [c for c in self._channels.values() if c.kind == POD_WORKLOAD_API and c.pod == listener.pod]
+                for before in own:
+                    self._drop(before)  # its process has ended, or the builder would not have started another
+                self._add(Channel(sock, self._epoll, POD_WORKLOAD_API, pod=listener.pod, listener=listener))
             elif role == WORKLOAD:
-                return self._listen(sock, self._open_pod(body), fields.uid(body), body.get("whose", "agent"))
+                return self._listen(sock, self._whose(body))
             else:
                 raise InvalidError("unknown role", rule="attach.role")
         except BaseException:
@@ -238,20 +250,23 @@ class Loop:
             raise
         return {}
 
-    def _listen(self, sock: socket.socket, pod: str, uid: int, whose: object) -> dict[str, Any]:
+    def _whose(self, body: dict[str, Any]) -> WorkloadListener:
+        """Whose identity is handed out, as the builder says."""
         from nucleus.identity.workload import WorkloadListener  # weight: pods with an agent only
 
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise InvalidError("the Workload socket does not listen", rule="packets.fds")
-        namespace = self._service.ledger.pods[pod].namespace
+        pod, uid, whose = self._open_pod(body), fields.uid(body), body.get("whose", "agent")
         if whose not in ("agent", "orchestrator"):
             raise InvalidError("a Workload socket is an agent's or an orchestrator's", rule="attach.role")
         named = identities.agent_id if whose == "agent" else identities.orchestrator_id
-        name = named(self._trust_domain, namespace, pod)
+        return WorkloadListener(pod, uid, named(self._trust_domain, self._service.ledger.pods[pod].namespace, pod))
+
+    def _listen(self, sock: socket.socket, listener: WorkloadListener) -> dict[str, Any]:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise InvalidError("the Workload socket does not listen", rule="packets.fds")
         sock.setblocking(False)
-        self._doors[sock.fileno()] = WorkloadDoor(sock, WorkloadListener(pod, uid, name))
+        self._doors[sock.fileno()] = WorkloadDoor(sock, listener)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
-        return {"spiffe_id": str(name)}
+        return {"spiffe_id": str(listener.spiffe_id)}
 
     def _open_pod(self, body: dict[str, Any]) -> str:
         pod = fields.pod(body)
@@ -265,7 +280,7 @@ class Loop:
             if channel.kind == GATE and channel.read(frames):
                 self._service.turn(frames)  # what the gate said before it ended still counts
             self._drop(channel)
-        refused = 0
+        refused = self._service.workloads.forget(pod)
         for fd, door in [(fd, door) for fd, door in self._doors.items() if door.listener.pod == pod]:
             refused += door.refused
             self._epoll.unregister(fd)

@@ -29,7 +29,7 @@ from nucleus.authority.service import Service
 from nucleus.authority.signing import Signer, open_log
 from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.identity.spiffe_id import SpiffeId
-from nucleus.kernel import syscalls
+from nucleus.kernel import reachable, syscalls
 from nucleus.pod.packets import close_all, error_body, recv_packet, send_packet
 from nucleus.store.ledger import Ledger
 from nucleus.store.lock import lock_state
@@ -83,6 +83,7 @@ def become(uid: int) -> None:
     if os.geteuid() == 0:
         if uid == 0:
             raise SandboxError("the authority never runs as root", rule="authority.uid")
+        reachable.keep()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

@@ -14,6 +14,7 @@ from typing import Any
 from nucleus.approval import display, scope, token
 from nucleus.authority import fields
 from nucleus.authority.batch import Batch
+from nucleus.authority.people import Lists, read_lists
 from nucleus.authority.streams import Stream
 from nucleus.errors import InvalidError
 from nucleus.limits import LIMITS
@@ -53,6 +54,8 @@ class Request:
     nonce: bytes = field(repr=False)
     scopes: list[Offered] = field(default_factory=list)
     people: int = 1
+    approvers: Lists = ()  # whose yes counts; (): whoever may approve
+    refused: set[int] = field(default_factory=set)  # uids whose yes did not count, on record once
     assents: list[tuple[str, str]] = field(default_factory=list)  # who has said yes so far, and why
 
     @property
@@ -77,6 +80,7 @@ class Request:
             "display": self.display,
             "scopes": [{"kind": one.kind, "shown": one.text} for one in self.scopes],
             "people": self.people,
+            "approvers": [sorted(map(display.escape, patterns)) for patterns in self.approvers],
             "assents": [who for who, _ in self.assents],
             "asked_ns": self.asked_ns,
             "expires_ns": self.expires_ns,
@@ -114,6 +118,7 @@ def read(gate: Stream, ident: int, pod: str, header: dict[str, Any], batch: Batc
         nonce=os.urandom(token.NONCE_BYTES),
         scopes=[] if two else _offered(header),
         people=2 if two else 1,
+        approvers=read_lists(header, "approvers"),
     )
 
 

@@ -22,7 +22,17 @@ from nucleus.authority.approvals import PRINCIPAL_BYTES, Desk
 from nucleus.authority.batch import Batch
 from nucleus.authority.budgets import Budgets
 from nucleus.authority.clock import Clock
-from nucleus.authority.peers import APPROVER, GATE, IDENTITY, VAULT, WORKLOAD, WORKLOAD_API, Channel
+from nucleus.authority.peers import (
+    APPROVER,
+    GATE,
+    IDENTITY,
+    POD_WORKLOAD_API,
+    VAULT,
+    WORKLOAD,
+    WORKLOAD_API,
+    Channel,
+)
+from nucleus.authority.people import Lists, People, named
 from nucleus.authority.recovery import resolve
 from nucleus.authority.rules import Rules
 from nucleus.authority.workloads import Workloads
@@ -38,6 +48,7 @@ RECORD_FIELDS = frozenset({
     "event", "request_id", "principal", "operation", "operation_hash", "decision", "outcome", "context",
 })  # fmt: skip
 TOKEN_BYTES = 16_384
+_OWNERS = rules.OPS | budgets.OPS | {"rotate_key"}  # of an approver who may do more than answer
 Handler = Callable[["Service", Channel, int, dict[str, Any]], None]
 
 
@@ -63,7 +74,6 @@ class Service:
     ) -> None:
         self.ledger = ledger
         self.log = log
-        self.desk = Desk()
         self.batch = Batch(ledger, log)
         self._sessions: dict[str, tuple[str, str, dict[str, Any]]] = {}  # pod -> namespace, session, what it had seen
         self._issuer = issuer
@@ -72,6 +82,8 @@ class Service:
         self._credentials = credentials
         self.rules = Rules()
         self.workloads = Workloads(issuer, trust_domain, self.rules.gates)
+        self.people = People(trust_domain, issuer, self.workloads)
+        self.desk = Desk(self.people, clock()[1])
         self.budgets = Budgets(ledger)
 
     def now(self) -> tuple[int, int]:
@@ -96,7 +108,7 @@ class Service:
                 if handler is None or "pod" in header or frame.body:  # 1, 2
                     raise InvalidError("unknown request of a gate", rule="frames.op")
                 handler(self, channel, ident, header)
-            elif channel.kind == APPROVER and channel.answers_only and header.get("op") in rules.OPS | budgets.OPS:
+            elif channel.kind == APPROVER and channel.answers_only and header.get("op") in _OWNERS:
                 raise DeniedError("an approver of another user may only answer requests", rule="helper.approver")
             elif channel.kind == APPROVER and header.get("op") in rules.OPS:
                 self.rules.approver(channel, ident, header, self.batch)
@@ -108,7 +120,7 @@ class Service:
                 self._workload(channel, ident, header)
             elif channel.kind == VAULT:
                 self._vault(channel, ident, header)
-            elif channel.kind in (IDENTITY, WORKLOAD_API):
+            elif channel.kind in (IDENTITY, WORKLOAD_API, POD_WORKLOAD_API):
                 self.workloads.handle(channel, ident, header, self.batch)
         except NucleusError as error:
             if isinstance(error, AuditError) and error.rule.startswith("ledger."):
@@ -252,15 +264,21 @@ class Service:
         self.batch.record("identity.issued", pod=pod.pod, principal=str(name), operation="svid", context=context)
         self.batch.answer(channel, ident, svid.to_wire(), recorded=True)
 
-    def _revoked(self, channel: Channel, ident: int, _: dict[str, Any]) -> None:
+    def _revoked(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
         pod = self._pod(channel)
         names = {
             str(make(self._trust_domain, pod.namespace, pod.pod))
             for make in (identities.gate_id, identities.agent_id, identities.orchestrator_id)
         }
         found = self._issuer.revocations.all(self.batch.now_ns)
-        answer = [one.to_gate() for one in found if one.serial or one.spiffe_id in names]
+        # A policy may name others than the pod's own as callers: their names concern its door, too.
+        everybody = header.get("everybody", False) is True
+        answer = [one.to_gate() for one in found if everybody or one.serial or one.spiffe_id in names]
         self.batch.answer(channel, ident, {"revoked": answer})
+
+    def _federated(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
+        self._pod(channel)
+        self.workloads.foreign.of_gate(channel, ident, header, self.batch)
 
     def _net_said(self, channel: Channel, ident: int, header: dict[str, Any]) -> None:
         self.rules.said(channel, ident, header, self.batch)
@@ -306,8 +324,22 @@ class Service:
 
     # What the loop and the builder tell
 
-    def register_pod(self, pod: str, namespace: str, context: dict[str, Any]) -> dict[str, Any]:
-        """A new pod: the names of its identities. Raises InvalidError, AuditError (then there is no such pod)."""
+    def register_pod(
+        self, pod: str, namespace: str, context: dict[str, Any], owner: int = -1, pods: Lists = ()
+    ) -> dict[str, Any]:
+        """A new pod: the names of its identities.
+
+        Args:
+            owner: the uid of who starts it.
+            pods: the lists of its policy that say who may; () for whoever may start one at all.
+
+        Raises:
+            NucleusError: there is no such pod; DeniedError: its policy does not name who starts it, on record.
+        """
+        if pods and not named(pods, self.people.of(owner)):
+            self._refuse_pod(pod, namespace, owner, pods)
+        if owner >= 0:
+            context["owner"] = f"uid:{owner}"
         names = {
             "gate_id": str(identities.gate_id(self._trust_domain, namespace, pod)),
             "agent_id": str(identities.agent_id(self._trust_domain, namespace, pod)),
@@ -349,6 +381,21 @@ class Service:
         if session:
             self._sessions[pod] = (namespace, session, seen)
         return names
+
+    def _refuse_pod(self, pod: str, namespace: str, owner: int, pods: Lists) -> None:
+        whose = [", ".join(sorted(patterns)) or "nobody" for patterns in pods]
+        batch = self.batch
+        batch.start(*self._clock(), durable=False)
+        context = {"namespace": namespace, "owner": f"uid:{owner}", "pods": whose}
+        outcome = {"decision": "deny", "outcome": "denied"}
+        batch.record("identity.refused", pod=pod, operation="create_pod", context=context, **outcome)
+        batch.answer(None, 0, None, recorded=True)
+        batch.finish()
+        raise DeniedError(
+            f"the policy does not let uid {owner} start a pod",
+            rule="identity.pods",
+            next_step="`identities.pods` of the policy names who may.",
+        )
 
     def close_pod(self, pod: str, context: dict[str, Any]) -> None:
         """End a pod; its channels are closed. Raises InvalidError: no such pod; AuditError: cannot be recorded."""
@@ -402,5 +449,6 @@ _GATE: dict[str, Handler] = {
     "withdraw": Service._withdraw,
     "svid": Service._svid,
     "revoked": Service._revoked,
+    "federated": Service._federated,
     "net_said": Service._net_said,
 }

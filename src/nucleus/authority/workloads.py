@@ -1,11 +1,13 @@
-"""Identities of workloads that are no pods: registration entries, and the SVIDs and bundles that they lead to.
+"""What the SPIFFE Workload API hands out: registration entries of workloads that are no pods, and pods' identities.
 
-Two kinds of channel (docs/design.md): IDENTITY, the person's, who lists and changes entries and may have an SVID made;
-and WORKLOAD_API, the attesting listener's, which says what the kernel told of a caller and gets what is the caller's.
+Three kinds of channel (docs/design.md): IDENTITY, the person's, who lists and changes entries and may have an SVID
+made; WORKLOAD_API, the attesting listener's, which says what the kernel told of a caller and gets what is the caller's;
+and POD_WORKLOAD_API, of one pod, on which there is one identity, whatever is said
+(docs/adr/0019-workload-api-in-pods.md).
 
 Steps for a caller:
 1. strict facts; a fact that is not there lets no selector hold
-2. the entries of which every selector holds; none: refused, on record
+2. the entries of which every selector holds; none: refused, on record. In a pod: its one ID, for its one uid
 3. an SVID for each, each on record, durable before the answer leaves
 Promises: an entry changes only after its change is on record. A flood of refusals of one uid is one record of each
 reason every `REFUSED_EVERY_NS`, with the number of those that are not written.
@@ -20,8 +22,18 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from nucleus.authority import fields
-from nucleus.authority.peers import IDENTITY
-from nucleus.errors import DeniedError, InvalidError, NucleusError
+from nucleus.authority.federations import Foreign
+from nucleus.authority.peers import (
+    IDENTITY,
+    POD_READ_BURST,
+    POD_READ_EVERY_NS,
+    POD_WORKLOAD_API,
+    WORKLOAD_API,
+    WORKLOAD_BURST,
+    WORKLOAD_EVERY_NS,
+    Bucket,
+)
+from nucleus.errors import BudgetError, DeniedError, InvalidError, NucleusError
 from nucleus.identity import entries as registration
 from nucleus.identity import revocation
 from nucleus.identity.entries import Entries, Entry, Facts
@@ -41,6 +53,21 @@ REFUSED_EVERY_NS = 10 * SECOND_NS
 _REFUSED = 1_024  # uids and reasons of which the last refusal is remembered
 _FACTS = frozenset({"uid", "gid", "groups", "path", "sha256", "pod", "pid"})
 _MAX_GROUPS = 65_536  # Linux's own bound, limits.h NGROUPS_MAX
+_ISSUING = frozenset({"x509", "jwt"})
+
+
+class _Rates:
+    """How much one pod has asked for, whichever of its processes asked."""
+
+    def __init__(self) -> None:
+        self._issuing = Bucket(WORKLOAD_BURST, WORKLOAD_EVERY_NS)
+        self._reading = Bucket(POD_READ_BURST, POD_READ_EVERY_NS)
+        self.refused = 0
+
+    def take(self, op: object, mono_ns: int) -> bool:
+        within = (self._issuing if op in _ISSUING else self._reading).take(mono_ns)
+        self.refused += not within
+        return within
 
 
 class Workloads:
@@ -49,7 +76,8 @@ class Workloads:
     Args:
         issuer: the trust domain's keys, and where the entries are.
         trust_domain: of every name here.
-        gates: the channels of the gates that run, by pod: told of a revocation as soon as it is durable.
+        gates: the channels of the gates that run, by pod: told of a revocation, and of other foreign bundles, as soon
+            as it is durable.
     """
 
     def __init__(self, issuer: Issuer, trust_domain: str, gates: Mapping[str, Channel]) -> None:
@@ -58,8 +86,10 @@ class Workloads:
         self._gates = gates
         self._listeners: set[Channel] = set()
         self._opened: Entries | None = None
-        # (uid, reason) -> when the last was written, how many were not since
-        self._refused: dict[tuple[int, str], tuple[int, int]] = {}
+        self.foreign = Foreign(issuer, trust_domain, self._federated_otherwise)
+        # (uid, pod, reason) -> when the last was written, how many were not since
+        self._refused: dict[tuple[int, str, str], tuple[int, int]] = {}
+        self._rates: dict[str, _Rates] = {}
 
     @property
     def entries(self) -> Entries:
@@ -72,10 +102,14 @@ class Workloads:
         return self._opened
 
     def handle(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
-        """One request of either kind of channel. Raises NucleusError."""
-        serve = (_PERSON if channel.kind == IDENTITY else _LISTENER).get(str(header.get("op")))
+        """One request of any of the kinds of channel. Raises NucleusError."""
+        serve = _REQUESTS[channel.kind].get(str(header.get("op")))
         if serve is None:
             raise InvalidError("unknown request for an identity channel", rule="frames.op")
+        if channel.kind == POD_WORKLOAD_API:
+            rates = self._rates.setdefault(channel.pod, _Rates())
+            if not rates.take(header.get("op"), batch.mono_ns):
+                raise BudgetError("too many requests of this pod", rule="identity.rate")
         serve(self, channel, ident, header, batch)
 
     # -- the person's ----------------------------------------------------------------------------------------------
@@ -92,7 +126,24 @@ class Workloads:
 
     def _bundle(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
         now = batch.now_ns
-        batch.answer(channel, ident, {"pem": self._issuer.bundle_pem(now), "jwks": self._jwks(now)})
+        pem, jwks = self._issuer.bundle_pem(now), self._jwks(now)
+        document = self.foreign.document(pem, jwks, now)
+        batch.answer(channel, ident, {"pem": pem, "jwks": jwks, "document": document})
+
+    def _federations(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        self.foreign.listed(channel, ident, header, batch)
+
+    def _federation(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        self.foreign.get(channel, ident, header, batch)
+
+    def _federate(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        self.foreign.add(channel, ident, header, batch)
+
+    def _federation_update(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        self.foreign.update(channel, ident, header, batch)
+
+    def _federation_remove(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        self.foreign.remove(channel, ident, header, batch)
 
     def _list(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
         batch.answer(channel, ident, {"entries": [entry.to_wire() for entry in self.entries.all()]})
@@ -184,15 +235,54 @@ class Workloads:
             except NucleusError as failed:
                 channel.fail(ident, failed)
             else:
-                for listener in self._listeners:
-                    listener.send({"id": 0, "event": "changed"})
+                self._tell()
                 channel.answer(ident, {"revoked": changed})
 
         batch.answer(None, 0, None, recorded=True, then=then)
 
+    def _ca_request(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        batch.answer(channel, ident, {"pem": self._issuer.request(batch.now_ns)})
+
+    def _ca_install(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """A chain of another CA: looked at, on record, then installed, then told."""
+        pem, at_once = fields.text(header, "pem", 16_384), header.get("at_once") is True
+        now = batch.now_ns
+        self._issuer.examine(pem, now)
+        context = {"sha256": hashlib.sha256(pem.encode()).hexdigest(), "at_once": at_once}
+        who = f"uid:{channel.uid}"
+        batch.record("identity.entry", principal=who, operation="ca_install", context=context)
+
+        def then(error: NucleusError | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                installed = self._issuer.install(pem, now, at_once=at_once)
+            except NucleusError as failed:
+                channel.fail(ident, failed)
+            else:
+                self._tell()
+                channel.answer(ident, {"installed": installed})
+
+        batch.answer(None, 0, None, recorded=True, then=then)
+
+    def _tell(self) -> None:
+        """The listeners: what they would answer has changed."""
+        for listener in self._listeners:
+            listener.send({"id": 0, "event": "changed"})
+
+    def _federated_otherwise(self) -> None:
+        self._tell()
+        for gate in self._gates.values():
+            gate.send({"id": 0, "op": "federated"})
+
     def lost(self, channel: Channel) -> None:
         """A channel is gone."""
         self._listeners.discard(channel)
+
+    def forget(self, pod: str) -> int:
+        """A pod is closed: how many of its requests were over its rate."""
+        rates = self._rates.pop(pod, None)
+        return rates.refused if rates is not None else 0
 
     def _issue(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
         name = registration.check_name(header.get("spiffe_id"), self._trust_domain)
@@ -215,15 +305,16 @@ class Workloads:
         self._listeners.add(channel)
         now = batch.now_ns
         revoked = [one.to_wire() for one in self._issuer.revocations.all(now)]
-        content = (self._issuer.bundle_pem(now), self._jwks(now), self.entries.version, revoked)
+        content = (self._issuer.bundle_pem(now), self._jwks(now), self.entries.version, revoked, self.foreign.digest())
         version = hashlib.sha256(repr(content).encode()).hexdigest()
         batch.answer(channel, ident, {"version": version, "trust_domain": self._trust_domain})
 
     def _x509(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
-        facts, found = self._caller(header, "fetch_x509_svid", batch)
+        facts, found = self._caller(channel, header, "fetch_x509_svid", batch)
         if not found:
             batch.answer(channel, ident, {"need": ["sha256"]})
             return
+        found = self._asked(found, header, facts, "fetch_x509_svid", batch)
         svids = []
         for entry in found:
             svid = self._issuer.issue(SpiffeId.parse(entry.spiffe_id), batch.now_ns, entry.ttl_s * SECOND_NS)
@@ -231,7 +322,8 @@ class Workloads:
             self._issued("fetch_x509_svid", entry, facts, svid.expires_ns, serial, batch)
             svids.append({**_x509_wire(svid, entry.hint), "serial": serial})
         bundle = _b64(b"".join(self._issuer.roots(batch.now_ns)))
-        answer = {"svids": svids, "bundle": bundle, "digest": self._digest(found, [], batch.now_ns)}
+        digest = self._digest(found, [], batch.now_ns)
+        answer = {"svids": svids, "bundle": bundle, "digest": digest, "federated": self.foreign.names(found)}
         batch.answer(channel, ident, answer, recorded=True)
 
     def _look(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
@@ -242,32 +334,31 @@ class Workloads:
         serials = header.get("serials", [])
         if not isinstance(serials, list) or len(serials) > registration.MATCHES:
             raise InvalidError("serials is not a short list", rule="frames.field")
-        _, found = self._caller(header, "fetch_x509_svid", batch)
+        facts, found = self._caller(channel, header, "fetch_x509_svid", batch)
         if not found:
             batch.answer(channel, ident, {"need": ["sha256"]})
             return
+        found = self._asked(found, header, facts, "fetch_x509_svid", batch)
         batch.answer(channel, ident, {"digest": self._digest(found, serials, batch.now_ns)})
 
     def _digest(self, found: list[Entry], serials: list[Any], now: int) -> str:
         numbers = [revocation.read_serial(one) for one in serials if isinstance(one, str)]
         # A name's own revocation takes it out of `found`, or, restored, has changed the answer before.
         revoked = [number for number in numbers if number and self._issuer.revocations.refuses("", number)]
-        return hashlib.sha256(repr((found, self._issuer.roots(now), revoked)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((found, self._issuer.roots(now), revoked, self.foreign.digest(found))).encode()
+        ).hexdigest()
 
     def _refused_before(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
         """The listener has refused a caller by itself."""
         self._refuse("connect", _facts(header.get("facts")), fields.text(header, "reason", 256), batch)
 
     def _jwt(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
-        asked = fields.text(header, "spiffe_id", 2_048, default="")
-        facts, found = self._caller(header, "fetch_jwt_svid", batch)
+        facts, found = self._caller(channel, header, "fetch_jwt_svid", batch)
         if not found:
             batch.answer(channel, ident, {"need": ["sha256"]})
             return
-        if asked:
-            found = [entry for entry in found if entry.spiffe_id == asked]
-        if not found:
-            self._refuse("fetch_jwt_svid", facts, "the ID asked for is not this caller's", batch)
+        found = self._asked(found, header, facts, "fetch_jwt_svid", batch)
         svids = []
         for entry in found:
             name = SpiffeId.parse(entry.spiffe_id)
@@ -275,21 +366,51 @@ class Workloads:
             svids.append({"spiffe_id": entry.spiffe_id, "svid": made["token"], "hint": entry.hint})
         batch.answer(channel, ident, {"svids": svids}, recorded=True)
 
+    def _asked(
+        self, found: list[Entry], header: dict[str, Any], facts: Facts, operation: str, batch: Batch
+    ) -> list[Entry]:
+        """Those of the ID that is asked for, where one is. Raises DeniedError: it is not this caller's."""
+        asked = fields.text(header, "spiffe_id", 2_048, default="")
+        found = [entry for entry in found if asked in ("", entry.spiffe_id)]
+        if not found:
+            self._refuse(operation, facts, "the ID asked for is not this caller's", batch)
+        return found
+
     def _bundles(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
-        _, found = self._caller(header, "fetch_bundles", batch)
+        _, found = self._caller(channel, header, "fetch_bundles", batch)
         now = batch.now_ns
         answer: dict[str, Any] = {"need": ["sha256"]}
         if found:
             bundle = _b64(b"".join(self._issuer.roots(now)))
             answer = {"trust_domain": self._trust_domain, "x509": bundle, "jwks": self._jwks(now)}
+            answer["federated"] = self.foreign.names(found)
         batch.answer(channel, ident, answer)
 
-    def _caller(self, header: dict[str, Any], operation: str, batch: Batch) -> tuple[Facts, list[Entry]]:
+    def _federated(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """The bundle of one foreign trust domain, for a caller of whom an entry names it."""
+        _, found = self._caller(channel, header, "fetch_bundles", batch)
+        answer: dict[str, Any] = {"need": ["sha256"]}
+        if found:
+            answer = self.foreign.answer(found, header.get("trust_domain"))
+        batch.answer(channel, ident, answer)
+
+    def _revoked_token(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """Whether a JWT-SVID of ours, of this name and issued then, is revoked."""
+        name, issued_ns = fields.text(header, "spiffe_id", 2_048), header.get("issued_ns")
+        if type(issued_ns) is not int:
+            raise InvalidError("issued_ns is not an integer", rule="frames.field")
+        batch.answer(channel, ident, {"revoked": self._issuer.revocations.refuses_token(name, issued_ns)})
+
+    def _caller(
+        self, channel: Channel, header: dict[str, Any], operation: str, batch: Batch
+    ) -> tuple[Facts, list[Entry]]:
         """The caller's facts and entries; no entries: the executable's hash decides. Raises DeniedError: it has none.
 
         The hash is asked for whenever an entry may need it, so that the answer never depends on who asked before.
         """
         facts = _facts(header.get("facts"))  # 1
+        if channel.kind == POD_WORKLOAD_API:
+            return self._in_pod(channel, facts, operation, batch)
         matching = self.entries.matching(facts)  # 2
         found = [entry for entry in matching if not self._issuer.revocations.blocked(entry.spiffe_id)]
         if self.entries.wants_hash(facts):
@@ -300,15 +421,28 @@ class Workloads:
             self._refuse(operation, facts, "no entry has only selectors that hold for this caller", batch)
         return facts, found
 
+    def _in_pod(self, channel: Channel, facts: Facts, operation: str, batch: Batch) -> tuple[Facts, list[Entry]]:
+        """The pod's one identity. What the process there says of a uid can only refuse; the pid is for the record."""
+        listener = channel.listener
+        assert listener is not None
+        facts = Facts(facts.uid, facts.gid, pod=listener.pod, pid=facts.pid)
+        name = str(listener.spiffe_id)
+        if facts.uid != listener.expected_uid:
+            self._refuse(operation, facts, "the caller is not whom this pod's Workload API is for", batch)
+        if self._issuer.revocations.blocked(name):
+            self._refuse(operation, facts, "the pod's identity is revoked", batch)
+        return facts, [Entry("", name, ())]
+
     def _refuse(self, operation: str, facts: Facts, reason: str, batch: Batch) -> None:
-        last, left_out = self._refused.pop((facts.uid, reason), (-REFUSED_EVERY_NS, 0))
+        about = (facts.uid, facts.pod or "", reason)
+        last, left_out = self._refused.pop(about, (-REFUSED_EVERY_NS, 0))
         if batch.mono_ns - last >= REFUSED_EVERY_NS:
             context = {**_shown(facts), "reason": reason, "not_written": left_out}
             outcome = {"decision": "deny", "outcome": "denied"}
             pod = facts.pod or ""
             batch.record("identity.refused", pod=pod, operation=operation, context=context, **outcome)
             last, left_out = batch.mono_ns, -1
-        self._refused[facts.uid, reason] = (last, left_out + 1)
+        self._refused[about] = (last, left_out + 1)
         while len(self._refused) > _REFUSED:
             del self._refused[next(iter(self._refused))]
         raise DeniedError(reason, rule="identity.entry", next_step="`nucleus identity entries add` registers one.")
@@ -330,7 +464,9 @@ class Workloads:
         return {"spiffe_id": str(name), "token": token, "expires_ns": expires_ns}
 
     def _issued(self, operation: str, entry: Entry, facts: Facts, expires_ns: int, serial: str, batch: Batch) -> None:
-        context = {**_shown(facts), "entry": entry.entry, "expires_ns": expires_ns, "serial": serial}
+        context = {**_shown(facts), "expires_ns": expires_ns, "serial": serial}
+        if entry.entry:
+            context["entry"] = entry.entry
         more = {"decision": "allow", "outcome": "ok", "context": context}
         batch.record("identity.issued", pod=facts.pod or "", principal=entry.spiffe_id, operation=operation, **more)
 
@@ -388,9 +524,17 @@ _PERSON = {
     "entry_add": Workloads._add,
     "entry_remove": Workloads._remove,
     "issue": Workloads._issue,
+    "ca_request": Workloads._ca_request,
+    "ca_install": Workloads._ca_install,
     "revoke": Workloads._revoke,
     "restore": Workloads._restore,
     "revocations": Workloads._revocations,
+    "token": Workloads._revoked_token,
+    "federations": Workloads._federations,
+    "federation": Workloads._federation,
+    "federate": Workloads._federate,
+    "federation_update": Workloads._federation_update,
+    "federation_remove": Workloads._federation_remove,
 }
 _LISTENER = {
     "state": Workloads._state,
@@ -399,4 +543,11 @@ _LISTENER = {
     "x509": Workloads._x509,
     "jwt": Workloads._jwt,
     "bundles": Workloads._bundles,
+    "federated": Workloads._federated,
+    "token": Workloads._revoked_token,
+}
+_REQUESTS = {
+    IDENTITY: _PERSON,
+    WORKLOAD_API: _LISTENER,
+    POD_WORKLOAD_API: {name: serve for name, serve in _LISTENER.items() if name != "refused"},
 }

@@ -42,6 +42,7 @@ usage: nucleus approvals list [--json]
        nucleus approvals notify [--pod POD] -- PROGRAM [ARG ...]
        nucleus approvals grants [--json]
        nucleus approvals revoke GRANT [--reason TEXT]
+       nucleus approvals rotate-key [--reason TEXT]
 
 watch    ask for each request on this terminal, until interrupted; --json: print them and ask nothing.
          While somebody watches, operations that need an approval wait for it (at most 300 s).
@@ -52,6 +53,8 @@ notify   tell somebody elsewhere of each request: JSON by POST (signed as Standa
 --root   the requests of root's pods, for a user that root has named (NUCLEUS_APPROVERS=USER,%GROUP when root's helper
          starts, or the group nucleus-approvers). Where a policy has `two_people`, two different users have to approve.
 grants   what was allowed more than once and still holds;  revoke ends one
+rotate-key  another key for the tokens of approvals, at once (it changes every hour by itself); what was approved in
+         the last 30 s is still carried out
 """
 _TABLE = {"json": FLAG, "root": FLAG, "help": FLAG, "reason": ONE, "scope": ONE, "times": ONE}
 _ANSWER_S = 30.0
@@ -123,7 +126,7 @@ def main(argv: list[str]) -> int:
         return 0
     wider = _wider(positional, options)
     match positional:
-        case ["list" | "grants"] | ["show" | "approve" | "deny" | "revoke", _]:
+        case ["list" | "grants" | "rotate-key"] | ["show" | "approve" | "deny" | "revoke", _]:
             channel = _reach(options["root"])
             if channel is None:
                 return _no_helper(positional[0], as_json=options["json"])
@@ -133,7 +136,7 @@ def main(argv: list[str]) -> int:
             channel = _reach(True) if options["root"] else None
             launcher = Launcher.open() if channel is None else Launcher(channel)
         case _:
-            raise invalid("approvals list, show ID, approve ID, deny ID, watch, grants, or revoke GRANT")
+            raise invalid("approvals list, show ID, approve ID, deny ID, watch, grants, revoke GRANT, or rotate-key")
     with launcher:
         approver = Approver(launcher.attach_approver())
         try:
@@ -190,6 +193,9 @@ def _no_helper(verb: str, *, as_json: bool) -> int:
         nothing = "no request waits" if verb == "list" else "no grant holds"
         sys.stdout.write("[]\n" if as_json else f"{nothing} (no helper runs)\n")
         return 0
+    if verb == "rotate-key":
+        sys.stdout.write("each start of the helper has a new key (no helper runs)\n")
+        return 0
     what = "grant" if verb == "revoke" else "request is waiting"
     sys.stderr.write(f"invalid_request: no such {what} (no helper runs)\n")
     return 2
@@ -220,6 +226,10 @@ def _verb(approver: Approver, words: list[str], options: dict[str, Any], wider: 
         case ["revoke", ident]:
             approver.call("revoke", grant=ident, reason=options["reason"])
             _say(f"revoke: {ident}\n")
+        case ["rotate-key"]:
+            _say(
+                f"approvals are made with the key {approver.call('rotate_key', reason=options['reason']).get('key')}\n"
+            )
         case _:
             return Watch(approver, ask=not options["json"]).run()
     return 0
@@ -239,6 +249,7 @@ def text(request: dict[str, Any]) -> str:
             *(f"  {one_line(line)}" for line in (lines if isinstance(lines, list) else [])),
             f"  operation hash: {request.get('operation_hash')}",
             *people(request),
+            *approvers(request),
             *(f"  wider, --scope {kind}: {shown}" for kind, shown in offers(request)),
             f"  expires in {_seconds(request)} s",
         )
@@ -252,6 +263,15 @@ def people(request: dict[str, Any]) -> list[str]:
     assents = request.get("assents")
     who = ", ".join(map(one_line, assents)) if isinstance(assents, list) else ""
     return [f"  needs two people: {f'{who} has said yes' if who else 'nobody has said yes yet'}"]
+
+
+def approvers(request: dict[str, Any]) -> list[str]:
+    """What is said of a request whose policy names who may approve it."""
+    lists = request.get("approvers")
+    if not isinstance(lists, list):
+        return []
+    texts = [", ".join(map(one_line, names)) or "nobody" for names in lists if isinstance(names, list)]
+    return [f"  approvers: {text}" for text in texts]
 
 
 def one_line(value: object) -> str:

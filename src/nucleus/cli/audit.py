@@ -27,7 +27,8 @@ USAGE = """\
 usage: nucleus-audit verify FILE [--expect-seq N --expect-hash HASH] [--key KEY] [--checkpoint FILE] [--witness KEY]
                             [--consistent] [--quick] [--json]
        nucleus-audit show FILE [--pod POD] [--seq N] [--json]
-       nucleus-audit query | tail | stats | export | prove | receipt | check-proof | witness ... (each has --help)
+       nucleus-audit query | tail | stats | export | prove | receipt | check-proof | witness | ship ...
+                     (each has --help)
 
 verify   every record's hash, place and predecessor, and the tree against the signed checkpoints beside the log. A head
          or checkpoint that was noted elsewhere (--expect-seq and --expect-hash, --checkpoint), or a witness (--witness,
@@ -39,6 +40,7 @@ show     the records, one a line; --json: as they are stored.
 query, tail, stats, export    the records that are asked for, as they are written, counted, or for other programs
 prove, receipt, check-proof   that a record, or an older log, is in the signed log; checked without the log
 witness                       cosign the log's checkpoints as long as it only grows
+ship                          send what is signed to a file, PostgreSQL, S3, syslog or OpenTelemetry
 
 exit codes: 0 verified, complete up to the pin; 1 does not verify; 2 unusable;
             3 internally consistent, completeness unknown: nothing that was kept elsewhere was given
@@ -79,6 +81,10 @@ def _run(argv: list[str]) -> int:
         from nucleus.cli.audit_witness import run as witness  # weight
 
         return witness(argv[1:])
+    if argv and argv[0] == "ship":
+        from nucleus.cli.audit_ship import run as ship  # weight
+
+        return ship(argv[1:])
     options, words = parse(argv, _TABLE)
     positional: list[str] = []
     while words:  # options may follow the words

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0
-    operation = _operation(options, command)
+    asked = operation(options, command)
     spec = pod_spec(options)
     workspace, spec["workdir"] = open_workspace(options["workdir"])
     with Launcher.open() as launcher:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
             pod = launcher.create_pod(spec, (workspace,))
             try:
                 live = None if options["json"] else Live()
-                return _report(_ask_gate(launcher, pod, operation, prompt, live), options["json"], live)
+                return report(_ask_gate(launcher, pod, asked, prompt, live), options["json"], live)
             finally:
                 pod.close()
         finally:
@@ -102,7 +102,8 @@ def approvals(options: dict[str, Any]) -> bool:
     return bool(options["approvals"] != "none")
 
 
-def _operation(options: dict[str, Any], command: list[str]) -> dict[str, Any]:
+def operation(options: dict[str, Any], command: list[str]) -> dict[str, Any]:
+    """The operation that a command line asks for (--timeout, --stdin). Raises InvalidError."""
     if not command:
         raise invalid("no command")
     for word in command:
@@ -237,7 +238,7 @@ def _lost(more: str) -> Exception:
     )
 
 
-def _report(reply: dict[str, Any], as_json: bool, live: Live | None) -> int:
+def report(reply: dict[str, Any], as_json: bool, live: Live | None) -> int:
     """Write the reply, but for what was written as it came; return the exit code."""
     if as_json:
         import json

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nucleus.cli.launcher import Launcher
+    from nucleus.identity.jwt_svid import JwtSvid
     from nucleus.identity.listener import AuthorityChannel
 
 USAGE = """\
 usage: nucleus identity show [--json]
+       nucleus identity trust-domain [NAME]
+       nucleus identity ca request
+       nucleus identity ca install FILE [--at-once] [--json]
        nucleus identity entries add --id SPIFFE_ID --selector SELECTOR... [--ttl 1h] [--hint TEXT]
+                                    [--federates-with TRUST_DOMAIN...]
        nucleus identity entries list [--json]
        nucleus identity entries remove ENTRY
        nucleus identity serve [--socket PATH] [--refresh SECONDS]
@@ -34,13 +39,23 @@ usage: nucleus identity show [--json]
        nucleus identity revoke SERIAL|SPIFFE_ID --reason TEXT
        nucleus identity restore SPIFFE_ID
        nucleus identity revoked [--json]
+       nucleus identity endpoint --listen ADDRESS:PORT [--path /] [--cert FILE --key FILE | --id SPIFFE_ID]
+       nucleus identity federate add TRUST_DOMAIN --url URL --profile https_web [--ca FILE]
+       nucleus identity federate add TRUST_DOMAIN --url URL --profile https_spiffe --endpoint-id ID --bundle FILE
+       nucleus identity federate list [--json]
+       nucleus identity federate refresh [TRUST_DOMAIN | --watch]
+       nucleus identity federate remove TRUST_DOMAIN
 
   show     the trust domain, its roots and keys
+  trust-domain  what all identities here are named by (default: nucleus.local); chosen before the first is issued
+  ca       our CA below another one: a signing request, and the chain that answers it (ours first, the root last); it
+           signs once every peer knows its root, a day later. --at-once: now, as where nothing was issued yet
   entries  which processes of this host get which SPIFFE ID: all selectors of an entry must hold
              unix:uid:1000  unix:gid:1000  unix:supplementary_gid:27
              unix:path:/usr/bin/x  unix:sha256:<of the executable>  nucleus:pod:NAME
            --ttl    of its X.509-SVIDs: 1m to 24h (default: 1h)
            --hint   tells a workload that has several which is which
+           --federates-with  it is given the bundle of this foreign trust domain too
   serve    the standard SPIFFE Workload API (gRPC) on a unix socket, until interrupted; prints SPIFFE_ENDPOINT_SOCKET
            --socket   default: /run/nucleus-workload/api.sock for root, else workload-api.sock in the runtime directory
            --refresh  push a new SVID at the latest after so many seconds (default: at half of its life)
@@ -51,10 +66,20 @@ usage: nucleus identity show [--json]
            gets another), or all of a SPIFFE ID, to which nothing is issued then; live connections end at once
   restore  issue to a revoked SPIFFE ID again; what it had before stays refused
   revoked  what is revoked, while a certificate that it concerns can be alive
+  endpoint our bundle over HTTPS for other trust domains, until interrupted: with a certificate of the web's (--cert,
+           --key), or with an X.509-SVID (--id, default: /bundle-endpoint)
+  federate other trust domains: where their bundle is, and how its endpoint is known. A foreign bundle verifies SVIDs
+           of its own trust domain and no others, and is given to workloads whose entry names it
+           --ca       roots for the endpoint's certificate (default: this machine's)
+           --bundle   the first bundle, had from there by hand, in the SPIFFE format
+           --watch    fetch each when its hint says so, until interrupted
 """
 _TAKES = {
     "show": {"json": FLAG},
-    "entries add": {"id": ONE, "selector": MANY, "ttl": ONE, "hint": ONE},
+    "trust-domain": {},
+    "ca request": {},
+    "ca install": {"at-once": FLAG, "json": FLAG},
+    "entries add": {"id": ONE, "selector": MANY, "ttl": ONE, "hint": ONE, "federates-with": MANY},
     "entries list": {"json": FLAG},
     "entries remove": {},
     "serve": {"socket": ONE, "refresh": ONE},
@@ -64,8 +89,14 @@ _TAKES = {
     "revoke": {"reason": ONE},
     "restore": {},
     "revoked": {"json": FLAG},
+    "endpoint": {"listen": ONE, "path": ONE, "cert": ONE, "key": ONE, "id": ONE},
+    "federate add": {"url": ONE, "profile": ONE, "ca": ONE, "endpoint-id": ONE, "bundle": ONE},
+    "federate list": {"json": FLAG},
+    "federate refresh": {"watch": FLAG},
+    "federate remove": {},
 }
-_WORDS = {"entries remove": 1, "issue": 1, "verify": 1, "revoke": 1, "restore": 1}
+_WORDS = {"ca install": 1, "entries remove": 1, "issue": 1, "verify": 1, "revoke": 1, "restore": 1}
+_WORDS |= {"federate add": 1, "federate remove": 1}
 _UNITS = {"s": 1, "m": 60, "h": 3_600}
 _FILE_BYTES = 262_144
 ROOT_SOCKET = "/run/nucleus-workload/api.sock"
@@ -77,14 +108,28 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(USAGE)
         return 0 if argv else 2
     verb, rest = argv[0], argv[1:]
-    if verb == "entries" and rest:
-        verb, rest = f"entries {rest[0]}", rest[1:]
+    if verb in ("entries", "federate", "ca") and rest:
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in _TAKES:
-        verbs = "show, entries add|list|remove, serve, issue, verify, bundle, revoke, restore and revoked"
+        verbs = ", ".join(sorted(_TAKES))
         raise invalid(f"the verbs of identity are {verbs}")
     options, words = _split(rest, _TAKES[verb])
-    if len(words) != _WORDS.get(verb, 0):
+    if (len(words) != _WORDS.get(verb, 0) and verb not in ("federate refresh", "trust-domain")) or len(words) > 1:
         raise invalid(f"identity {verb} takes {_WORDS.get(verb, 0) or 'no'} word beside its options")
+    if verb == "trust-domain":
+        from nucleus.cli import trust_domain
+
+        return trust_domain.run(options, words)
+    if verb.startswith("ca "):
+        from nucleus.cli import ca
+
+        return (ca.request if verb == "ca request" else ca.install)(options, words)
+    if verb == "endpoint" or verb.startswith("federate"):
+        from nucleus.cli import federation
+
+        foreign = {"endpoint": federation.endpoint, "federate add": federation.add, "federate list": federation.listed}
+        foreign |= {"federate refresh": federation.refresh, "federate remove": federation.remove}
+        return foreign[verb](options, words)
     return _VERBS[verb](options, words)
 
 
@@ -102,7 +147,7 @@ def _split(argv: list[str], table: dict[str, str]) -> tuple[dict[str, Any], list
     return options, words
 
 
-class _Authority:
+class Authority:
     """The person's channel to the authority, for one command."""
 
     def __enter__(self) -> AuthorityChannel:
@@ -138,17 +183,18 @@ def _channel(launcher: Launcher, role: str) -> Any:
 
 
 def _show(options: dict[str, Any], _: list[str]) -> int:
-    with _Authority() as authority:
+    with Authority() as authority:
         found = authority.call("show")
     if options["json"]:
-        _json(found)
+        say_json(found)
         return 0
-    _say(f"trust domain: {found['trust_domain']}\nentries: {found['entries']}\n")
+    say(f"trust domain: {found['trust_domain']}\nentries: {found['entries']}\n")
     for root in found["roots"]:
         state = "" if root["key"] else ", signs no more"
-        _say(f"root: {root['serial']} until {_time(root['expires_ns'])}{state}\n")
+        state += ", of a CA above ours" if root["upstream"] else ""
+        say(f"root: {root['serial']} until {stamp(root['expires_ns'])}{state}\n")
     for kid in found["jwt_keys"]:
-        _say(f"jwt key: {kid}\n")
+        say(f"jwt key: {kid}\n")
     return 0
 
 
@@ -156,9 +202,11 @@ def _entries_add(options: dict[str, Any], _: list[str]) -> int:
     if not options["id"] or not options["selector"]:
         raise invalid("entries add needs --id and at least one --selector")
     fields: dict[str, Any] = {"spiffe_id": options["id"], "selectors": options["selector"], "hint": options["hint"]}
+    if options["federates-with"]:
+        fields["federates_with"] = options["federates-with"]
     if options["ttl"]:
         fields["ttl_s"] = _seconds(options["ttl"])
-    with _Authority() as authority:
+    with Authority() as authority:
         made = authority.call("entry_add", **fields)["entry"]
     _entry(made)
     if not any(one.startswith(("unix:uid:", "nucleus:pod:")) for one in made["selectors"]):
@@ -167,22 +215,22 @@ def _entries_add(options: dict[str, Any], _: list[str]) -> int:
 
 
 def _entries_list(options: dict[str, Any], _: list[str]) -> int:
-    with _Authority() as authority:
+    with Authority() as authority:
         found = authority.call("entries")["entries"]
     if options["json"]:
-        _json({"entries": found})
+        say_json({"entries": found})
         return 0
     for entry in found:
         _entry(entry)
     if not found:
-        _say("no entries: `nucleus identity entries add`\n")
+        say("no entries: `nucleus identity entries add`\n")
     return 0
 
 
 def _entries_remove(_: dict[str, Any], words: list[str]) -> int:
-    with _Authority() as authority:
+    with Authority() as authority:
         authority.call("entry_remove", entry=words[0])
-    _say(f"removed {words[0]}\n")
+    say(f"removed {words[0]}\n")
     return 0
 
 
@@ -196,7 +244,7 @@ def _serve(options: dict[str, Any], _: list[str]) -> int:
         raise invalid("--refresh is a number of seconds")
 
     def ready() -> None:
-        _json({"SPIFFE_ENDPOINT_SOCKET": f"unix://{path}"})
+        say_json({"SPIFFE_ENDPOINT_SOCKET": f"unix://{path}"})
         sys.stdout.flush()
 
     with Launcher.open() as launcher:
@@ -233,31 +281,36 @@ def _issue(options: dict[str, Any], words: list[str]) -> int:
         fields["ttl_s"] = _seconds(options["ttl"])
     if options["out"]:
         _check_directory(options["out"])
-    with _Authority() as authority:
+    with Authority() as authority:
         made = authority.call("issue", **fields)
     if options["audience"]:
-        _say(made["token"] + "\n")
+        say(made["token"] + "\n")
         return 0
     for name, part in (("svid.pem", "cert_pem"), ("key.pem", "key_pem"), ("bundle.pem", "bundle_pem")):
         _write(os.path.join(options["out"], name), made[part])
-    _say(f"{made['spiffe_id']} until {_time(made['expires_ns'])} in {options['out']}\n")
+    say(f"{made['spiffe_id']} until {stamp(made['expires_ns'])} in {options['out']}\n")
     return 0
 
 
 def _verify(options: dict[str, Any], words: list[str]) -> int:
     import time
 
-    text = _read(words[0])
+    text = read_text(words[0])
     if options["audience"]:
         from nucleus.identity import jwt_svid
 
         # The one trust domain that the bundle is of: its own, or that which the token names.
-        bundle = _read(options["bundle"]) if options["bundle"] else ""
+        bundle = read_text(options["bundle"]) if options["bundle"] else ""
         with _maybe(not bundle) as found:
-            domain = found["trust_domain"] if found else _domain_of(text.strip())
-            keys = jwt_svid.read_jwks(bundle or found["jwks"])
-        token = jwt_svid.validate(text.strip(), options["audience"], {domain: keys}, time.time_ns())
-        _say(f"{token.spiffe_id} for {', '.join(token.audience)} until {_time(token.expires_ns)}\n")
+            if found:
+                keys = {one.trust_domain: jwt_svid.read_jwks(one.jwks) for one in found["foreign"]}
+                keys[found["trust_domain"]] = jwt_svid.read_jwks(found["jwks"])
+            else:
+                keys = {_domain_of(text.strip()): jwt_svid.read_jwks(bundle)}
+        token = jwt_svid.validate(text.strip(), options["audience"], keys, time.time_ns())
+        if found:
+            _check_not_revoked(token)
+        say(f"{token.spiffe_id} for {', '.join(token.audience)} until {stamp(token.expires_ns)}\n")
         return 0
     from nucleus.identity.svid import pem_to_der
     from nucleus.identity.verify import leaf_trust_domain, verify_svid
@@ -266,13 +319,26 @@ def _verify(options: dict[str, Any], words: list[str]) -> int:
     if role not in ("client", "server"):
         raise invalid("--role is client or server")
     chain = pem_to_der(text)
-    bundle = _read(options["bundle"]) if options["bundle"] else ""
+    bundle = read_text(options["bundle"]) if options["bundle"] else ""
     with _maybe(not bundle) as found:
-        domain = found["trust_domain"] if found else leaf_trust_domain(chain)
-        roots = {domain: pem_to_der(bundle or found["pem"])}
+        if found:
+            roots = {one.trust_domain: one.x509 for one in found["foreign"]}
+            roots[found["trust_domain"]] = tuple(pem_to_der(found["pem"]))
+        else:
+            roots = {leaf_trust_domain(chain): tuple(pem_to_der(bundle))}
     name = verify_svid(chain, roots, time.time_ns(), role="client" if role == "client" else "server")
-    _say(f"{name}\n")
+    say(f"{name}\n")
     return 0
+
+
+def _check_not_revoked(token: JwtSvid) -> None:
+    """Of one that is valid; foreign names are not revoked here, so the answer is no."""
+    from nucleus.errors import UnauthenticatedError
+    from nucleus.identity.jwt_svid import issued_ns
+
+    with Authority() as authority:
+        if authority.call("token", spiffe_id=str(token.spiffe_id), issued_ns=issued_ns(token))["revoked"]:
+            raise UnauthenticatedError("the token's SPIFFE ID is revoked", rule="jwt.revoked")
 
 
 def _domain_of(token: str) -> str:
@@ -299,8 +365,10 @@ class _maybe:
     def __enter__(self) -> dict[str, Any]:
         if not self._wanted:
             return {}
-        with _Authority() as authority:
-            return {**authority.call("show"), **authority.call("bundle")}
+        from nucleus.cli.federation import foreign
+
+        with Authority() as authority:
+            return {**authority.call("show"), **authority.call("bundle"), "foreign": foreign(authority)}
 
     def __exit__(self, *_: object) -> None:
         return
@@ -310,54 +378,47 @@ def _bundle(options: dict[str, Any], _: list[str]) -> int:
     kind = options["format"] or "pem"
     if kind not in ("pem", "jwks", "spiffe"):
         raise invalid("--format is pem, jwks or spiffe")
-    with _Authority() as authority:
+    with Authority() as authority:
         found = authority.call("bundle")
     if kind == "pem":
-        _say(found["pem"])
+        say(found["pem"])
         return 0
-    import json
-
-    content = json.loads(found["jwks"])
-    if kind == "spiffe":
-        from nucleus.identity.bundle import x509_keys
-
-        content = {"spiffe_refresh_hint": 300, "keys": [*x509_keys(found["pem"]), *content["keys"]]}
-    _json(content)
+    say((found["jwks"] if kind == "jwks" else found["document"]) + "\n")
     return 0
 
 
 def _revoke(options: dict[str, Any], words: list[str]) -> int:
     if not options["reason"]:
         raise invalid("identity revoke needs --reason")
-    with _Authority() as authority:
+    with Authority() as authority:
         _revocation(authority.call("revoke", what=words[0], reason=options["reason"])["revoked"])
     return 0
 
 
 def _restore(_: dict[str, Any], words: list[str]) -> int:
-    with _Authority() as authority:
+    with Authority() as authority:
         found = authority.call("restore", what=words[0])["revoked"]
-    _say(f"restored {found['spiffe_id']}; what was issued until {_time(found['at_ns'])} stays refused\n")
+    say(f"restored {found['spiffe_id']}; what was issued until {stamp(found['at_ns'])} stays refused\n")
     return 0
 
 
 def _revoked(options: dict[str, Any], _: list[str]) -> int:
-    with _Authority() as authority:
+    with Authority() as authority:
         found = authority.call("revocations")["revoked"]
     if options["json"]:
-        _json({"revoked": found})
+        say_json({"revoked": found})
         return 0
     for one in found:
         _revocation(one)
     if not found:
-        _say("nothing is revoked\n")
+        say("nothing is revoked\n")
     return 0
 
 
 def _revocation(one: dict[str, Any]) -> None:
     what = f"serial {one['serial']}" if one["serial"] else one["spiffe_id"]
-    until = "until restored" if one["blocked"] else f"until {_time(one['until_ns'])}"
-    _say(f"revoked {what}  {until}  {one['reason']}\n")
+    until = "until restored" if one["blocked"] else f"until {stamp(one['until_ns'])}"
+    say(f"revoked {what}  {until}  {one['reason']}\n")
 
 
 # -- small things --------------------------------------------------------------------------------------------------
@@ -372,9 +433,11 @@ def _seconds(text: str) -> int:
 
 def _entry(entry: dict[str, Any]) -> None:
     hint = f"  hint {entry['hint']}" if entry["hint"] else ""
-    _say(f"{entry['entry']}  {entry['spiffe_id']}  ttl {entry['ttl_s']}s{hint}\n")
+    say(f"{entry['entry']}  {entry['spiffe_id']}  ttl {entry['ttl_s']}s{hint}\n")
     for selector in entry["selectors"]:
-        _say(f"  {selector}\n")
+        say(f"  {selector}\n")
+    for domain in entry["federates_with"]:
+        say(f"  federates with {domain}\n")
 
 
 def _check_directory(path: str) -> None:
@@ -393,7 +456,8 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """A file of bounded ASCII; - for stdin. Raises InvalidError."""
     try:
         if path == "-":
             data = sys.stdin.buffer.read(_FILE_BYTES + 1)
@@ -407,19 +471,22 @@ def _read(path: str) -> str:
     return data.decode("ascii")
 
 
-def _time(ns: int) -> str:
+def stamp(ns: int) -> str:
+    """Nanoseconds since the epoch, for the person."""
     import time
 
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ns // 1_000_000_000))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """For the person."""
     from nucleus.cli.main import printable
 
     sys.stdout.write(printable(text))
 
 
-def _json(value: Any) -> None:
+def say_json(value: Any) -> None:
+    """For programs."""
     import json
 
     sys.stdout.write(json.dumps(value) + "\n")

@@ -138,8 +138,8 @@ class Launcher:
 class Pod:
     """A running pod. `gate` is our channel to its gate, `pty` the agent's master or -1; both are ours to close.
 
-    `isolation` and `budget_limit` (micro-dollars) are as the builder answered; `gate_id` and `workload` (a path) too,
-    where the pod is served.
+    `isolation` and `budget_limit` (micro-dollars) are as the builder answered; `gate_id`, `workload` and `spiffe`
+    (paths) too, where the pod is served.
     """
 
     def __init__(self, answer: dict[str, Any], gate: socket, pty: int) -> None:
@@ -149,6 +149,7 @@ class Pod:
         self.budget_limit = limit if type(limit) is int else 0
         self.gate_id = str(answer.get("gate_id", ""))
         self.workload = str(answer.get("workload", ""))
+        self.spiffe = str(answer.get("spiffe", ""))
         self.set_aside: list[str] = []
         self.gate = gate
         self.pty = pty

@@ -24,6 +24,7 @@ usage: nucleus [--no-helper] VERB ...
 
   exec       run one command in a fresh pod, through the gate
   run        run an agent in a fresh pod; it reaches the workspace only through the gate
+  pod        pods that stay, from files: create, list, exec, shell, logs, kill, rm
   learn      run an agent and propose the tightest policy for what it was allowed
   serve      a pod for an orchestrator on this host, over mutual TLS
   approvals  list, show, answer or watch approval requests
@@ -36,6 +37,7 @@ usage: nucleus [--no-helper] VERB ...
   why        what was refused last, by which rule, and what to do
   audit      verify or read the audit log (also: nucleus-audit)
   doctor     what isolation this machine gives, and what is missing
+  selftest   try a hijacked agent's attempts here, against a pod with your policy
   helper     status or stop of the resident helper
   help       this text; `nucleus VERB --help` for a verb
 
@@ -48,6 +50,7 @@ exit codes: 0 or the command's own; 1 failed, 2 invalid, 3 denied, 4 approval ne
 VERBS = (
     "exec",
     "run",
+    "pod",
     "learn",
     "serve",
     "approvals",
@@ -60,6 +63,7 @@ VERBS = (
     "why",
     "audit",
     "doctor",
+    "selftest",
     "helper",
 )
 

@@ -36,6 +36,7 @@ usage: nucleus policy list [--json]
   --isolation RUNG    explain: as in a pod of this rung (default: namespaces)
   --seen WHAT         explain: what the session has seen: private, untrusted, steered (one or more, by commas)
   --task TEXT         explain: the user's task, which names the destinations it trusts
+  --as SPIFFE_ID      explain: as this caller asks (default: the pod's own agent)
 
 operations: read PATH | write PATH | edit PATH | glob PATTERN [PATH] | grep PATTERN [PATH] | run [--] PROGRAM ARG ...
             git_status | git_diff | git_commit [PATH ...] | web_fetch URL [METHOD] | web_search WORD ...
@@ -46,7 +47,7 @@ exit codes of explain: 0 allowed unattended, 3 denied, 4 a person must approve
 """
 _JSON = {"json": FLAG, "help": FLAG}
 _POLICY = {"profile": ONE, "policy": ONE, **_JSON}
-_EXPLAIN = {**_POLICY, "egress": FLAG, "trust-workspace": FLAG, "isolation": ONE, "seen": ONE, "task": ONE}
+_EXPLAIN = {**_POLICY, "egress": FLAG, "trust-workspace": FLAG, "isolation": ONE, "seen": ONE, "task": ONE, "as": ONE}
 _DIFF = {**_JSON, "fail-if-looser": FLAG}
 
 

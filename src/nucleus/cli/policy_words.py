@@ -151,6 +151,7 @@ def flags_of(context: Context) -> list[str]:
         *(["--trust-workspace"] if context.trusted_workspace else []),
         *(["--seen", ",".join(seen)] if seen else []),
         *(["--task", context.task] if context.task else []),
+        *(["--as", context.caller] if context.caller else []),
         *rung,
     ]
 
@@ -161,6 +162,7 @@ def context(values: dict[str, Any]) -> Context:
 
     from nucleus.lattice import Context
     from nucleus.lattice.exposure import Exposure
+    from nucleus.lattice.identities import problem
     from nucleus.lattice.policy import FLOORS
 
     rung = values["isolation"] or FLOORS[0]
@@ -169,6 +171,8 @@ def context(values: dict[str, Any]) -> Context:
     seen = {name for name in values["seen"].split(",") if name}
     if unknown := sorted(seen - set(SEEN)):
         raise invalid(f"--seen: {unknown[0][:60]!r} is none of {', '.join(SEEN)}")
+    if values["as"] and (wrong := problem(values["as"], own=False)):
+        raise invalid(f"--as: {wrong}")
     now = time.time_ns()
     told = ("what --seen says",)
     return Context(
@@ -179,4 +183,6 @@ def context(values: dict[str, Any]) -> Context:
         isolation=rung,
         seen=Exposure(told if "private" in seen else (), told if "untrusted" in seen else (), "steered" in seen),
         task=values["task"],
+        caller=values["as"],
+        own=not values["as"],
     )

@@ -37,8 +37,9 @@ usage: nucleus serve [options] [-- ORCHESTRATOR [ARGUMENT...]]
   --session NAME       what pods of this name have seen counts in the next one
   --budget-account A   charge A and the accounts above it, too (`nucleus budget`)
 
-Without ORCHESTRATOR: prints {gate, gate_id, workload} as JSON and serves until interrupted.
-With it: NUCLEUS_GATE, NUCLEUS_GATE_ID and SPIFFE_ENDPOINT_SOCKET are in its environment; its exit code is returned.
+Without ORCHESTRATOR: prints {gate, gate_id, workload, spiffe} as JSON and serves until interrupted.
+With it: NUCLEUS_GATE, NUCLEUS_GATE_ID, NUCLEUS_WORKLOAD_SOCKET (`workload`) and SPIFFE_ENDPOINT_SOCKET (`spiffe`, the
+standard Workload API) are in its environment; its exit code is returned.
 """
 OPTIONS = {
     "profile": ONE,
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> int:
             "gate": f"https://{f'[{host}]' if ':' in host else host}:{port}",
             "gate_id": pod.gate_id,
             "workload": f"unix://{pod.workload}",
+            "spiffe": f"unix://{pod.spiffe}",
         }
         try:
             return _orchestrate(door, command) if command else _wait(door, launcher)
@@ -101,7 +103,8 @@ def _listener(address: str) -> socket.socket:
 
 
 def _orchestrate(door: dict[str, str], command: list[str]) -> int:
-    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id"}
+    names |= {"NUCLEUS_WORKLOAD_SOCKET": "workload", "SPIFFE_ENDPOINT_SOCKET": "spiffe"}
     environment = dict(os.environ) | {name: door[key] for name, key in names.items()}
     try:
         code = subprocess.call(command, env=environment)

@@ -43,9 +43,10 @@ class Resolve:
 
 @dataclass(frozen=True, slots=True)
 class Decide:
-    """Sends back the `Decision` of the one decision function."""
+    """Sends back the `Decision` of the one decision function. `principal`: as `Authenticate` sent it back."""
 
     operation: Base
+    principal: Principal
 
 
 @dataclass(frozen=True, slots=True)

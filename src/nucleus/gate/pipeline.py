@@ -126,7 +126,7 @@ def _resolve(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect,
     Nothing is looked up for what would be refused whatever it is.
     """
     state.operation, state.digest, state.logged = operation, operation_hash(operation), _loggable(operation)
-    decision: Decision = yield fx.Decide(operation)
+    decision: Decision = yield fx.Decide(operation, _known(state))
     if decision.verdict is not Verdict.DENY and _kind(state) in gate.egress:
         found: Base = yield fx.Resolve(operation)
         return found
@@ -135,7 +135,7 @@ def _resolve(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect,
 
 def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, Any, tuple[Base, str]]:
     """Steps 3 and 4. Returns what was decided on, and the approval token, "" when none is needed."""
-    state.decision = decision = yield fx.Decide(operation)
+    state.decision = decision = yield fx.Decide(operation, _known(state))
     if decision.verdict is Verdict.DENY:
         raise DeniedError(decision.reason, rule=decision.rule, next_step=decision.next_step)
     if operation.egress and _kind(state) not in gate.egress:
@@ -172,7 +172,7 @@ def _decide(state: _State, gate: Gate, operation: Base) -> Generator[fx.Effect, 
             else decision.next_step,
         )
     # The wait may have outlived the time window: decide again; a human's yes never lifts a denial.
-    state.decision = again = yield fx.Decide(operation)
+    state.decision = again = yield fx.Decide(operation, _known(state))
     if again.verdict is Verdict.DENY:
         raise DeniedError(again.reason, rule=again.rule, next_step=again.next_step)
     if again.verdict is Verdict.ASK and not answers(decision, again):
@@ -254,7 +254,7 @@ def _execute(state: _State, session: Session | None, operation: Base) -> Generat
             break
         assert isinstance(result, Redirect)
         target = yield fx.Validate(_redirected(target, result))
-        decision: Decision = yield fx.Decide(target)
+        decision: Decision = yield fx.Decide(target, _known(state))
         state.context["resolved"] = result.resolved
         # A human approved the name that was shown, not what it points to: anything but allow ends here.
         if decision.verdict is not Verdict.ALLOW:

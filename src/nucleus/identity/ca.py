@@ -5,10 +5,14 @@ exists; no `repr` shows one; a leaf says only what the CA decided, never what a 
 Relies on: one process (the authority) that owns the directory; the caller's clock, in nanoseconds since the epoch.
 Does not: decide who may have an ID (`workload` does), revoke (leaves are short), or open a socket.
 
+Below another CA (`upstream`): once the chain of an offline root has been installed, no root of ours is made again, and
+SVIDs come with the chain. The same rule holds: a root that peers do not know yet is published for `MAX_TTL_NS` first.
+When the chain ends and no other was installed, nothing is signed.
+
 Roots: each lives `ROOT_TTL_NS` (96 h). When less than half is left, the next one is made and *published* in the bundle,
 but it signs only after `MAX_TTL_NS` (24 h): by then every SVID that was handed out with the older bundle has expired,
 so no peer meets a leaf whose root it has never seen. An older root stays in the bundle until it expires.
-Files: `root-<serial>.key` (gone once the root has been replaced), `root-<serial>.pem`, `lock`.
+Files: `root-<serial>.key` (gone once the root has been replaced), `root-<serial>.pem`, those of `upstream`, `lock`.
 
 Security steps of `load_or_create`:
 1. The directory is ours and closed to others; one process at a time (flock).
@@ -36,9 +40,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nucleus.errors import InvalidError, NucleusError
+from nucleus.identity import upstream
 from nucleus.identity.revocation import new_serial
 from nucleus.identity.spiffe_id import SpiffeId
-from nucleus.identity.svid import X509Svid
+from nucleus.identity.svid import X509Svid, pem_to_der
 
 SECOND_NS = 1_000_000_000
 HOUR_NS = 3_600 * SECOND_NS
@@ -49,6 +54,7 @@ MAX_TTL_NS = 24 * HOUR_NS
 BACKDATE_NS = 60 * SECOND_NS  # not_before lies this far back, for peers whose clock is behind
 MAX_CSR_BYTES = 8_192
 _MAX_FILE_BYTES = 16_384
+_MAX_CHAINS = 64
 _MAX_ROOTS = 16  # expired ones are pruned; more than a few means that the clock jumps about
 
 
@@ -60,10 +66,12 @@ class _Root:
     not_before_ns: int
     expires_ns: int
     key: ec.EllipticCurvePrivateKey | None = field(repr=False)
+    chain: str = ""  # what goes with a leaf, PEM; "" where peers have the signer itself
+    known_ns: int = 0  # since when its root is in the bundle; 0: since it was made
 
     @property
     def published_ns(self) -> int:
-        return self.not_before_ns + BACKDATE_NS
+        return self.known_ns or self.not_before_ns + BACKDATE_NS
 
 
 class CertificateAuthority:
@@ -73,6 +81,7 @@ class CertificateAuthority:
         self._directory = directory
         self._id = trust_domain
         self._roots = roots
+        self._below = False  # a chain of another CA has been installed, at any time
 
     def __repr__(self) -> str:
         return f"<CertificateAuthority {self._id.trust_domain}, {len(self._roots)} roots>"
@@ -107,18 +116,24 @@ class CertificateAuthority:
     def bundle_pem(self, now: int) -> str:
         """All roots that still count, newest first. Renews when due."""
         self.maintain(now)
-        return "".join(root.pem for root in self._roots)
+        return "".join(dict.fromkeys(root.pem for root in self._roots))
 
     def roots(self, now: int) -> dict[str, tuple[bytes, ...]]:
         """`bundle_pem` as `svid.Roots`."""
         self.maintain(now)
-        return {self.trust_domain: tuple(root.cert.public_bytes(serialization.Encoding.DER) for root in self._roots)}
+        pems = dict.fromkeys(root.pem for root in self._roots)
+        return {self.trust_domain: tuple(der for pem in pems for der in pem_to_der(pem))}
 
     def facts(self, now: int) -> list[dict[str, Any]]:
         """Each root's serial number (hex) and end (nanoseconds since the epoch), and whether it has its key still."""
         self.maintain(now)
         return [
-            {"serial": f"{root.cert.serial_number:x}", "expires_ns": root.expires_ns, "key": root.key is not None}
+            {
+                "serial": f"{root.cert.serial_number:x}",
+                "expires_ns": root.expires_ns,
+                "key": root.key is not None,
+                "upstream": bool(root.chain),
+            }
             for root in self._roots
         ]
 
@@ -176,28 +191,20 @@ class CertificateAuthority:
         if not SECOND_NS <= ttl_ns <= MAX_TTL_NS:
             raise InvalidError(f"ttl is not 1 s to {MAX_TTL_NS // SECOND_NS} s", rule="identity.ttl")
         self.maintain(now)
+        if not any(root.key is not None for root in self._roots):
+            raise NucleusError(
+                "no key signs here: the upstream chain has ended, and no other is installed",
+                rule="identity.upstream",
+                next_step="`nucleus identity ca request`, have it signed, `nucleus identity ca install FILE`.",
+            )
         root = self._signer(now, ttl_ns)
         if root.key is None:
             raise NucleusError("the signing root has no key", rule="identity.ca")
-        expires_s = min(now + ttl_ns, root.expires_ns) // SECOND_NS
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([]))
-            .issuer_name(root.cert.subject)
-            .public_key(key)
-            .serial_number(serial := new_serial(now))
-            .not_valid_before(_date(now - BACKDATE_NS))
-            .not_valid_after(_date(expires_s * SECOND_NS))
-            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))]), critical=True)
-            .add_extension(_LEAF_BASIC, critical=True)
-            .add_extension(_LEAF_USAGE, critical=True)
-            .add_extension(_LEAF_EXTENDED, critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(_authority_key(root.cert), critical=False)
-        )
-        pem = builder.sign(root.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-        bundle = "".join(each.pem for each in self._roots)
-        return X509Svid(spiffe_id, pem, "", bundle, expires_s * SECOND_NS, now, serial)
+        leaf = _leaf(root, spiffe_id, key, ttl_ns, now)
+        expires_s = round(leaf.not_valid_after_utc.timestamp())
+        pem = leaf.public_bytes(serialization.Encoding.PEM).decode() + root.chain
+        bundle = "".join(dict.fromkeys(each.pem for each in self._roots))
+        return X509Svid(spiffe_id, pem, "", bundle, expires_s * SECOND_NS, now, leaf.serial_number)
 
     def _signer(self, now: int, ttl_ns: int) -> _Root:
         """The newest root that every live peer knows, unless it ends too soon: then the newest."""
@@ -208,20 +215,21 @@ class CertificateAuthority:
     # -- roots ---------------------------------------------------------------------------------------------------
 
     def _due(self, now: int) -> bool:
-        if not self._roots or any(root.expires_ns <= now for root in self._roots):
+        if (not self._roots and not self._below) or any(root.expires_ns <= now for root in self._roots):
             return True
         retired = self._retired(self._roots, now)
-        return _needs_next(self._roots[0], now) or any(root.key is not None for root in retired)
+        return (not self._below and _needs_next(self._roots[0], now)) or any(root.key is not None for root in retired)
 
     def _renew(self, now: int) -> None:
         """Prune, then add a root when the newest is past half its life (or lies in the future: the clock went back)."""
         for root in self._roots:
             if root.expires_ns <= now:
                 self._unlink(root.name + ".key")
-                self._unlink(root.name + ".pem")
+                if not root.chain:  # a chain that has ended still says that no root is made here
+                    self._unlink(root.name + ".pem")
         live = [root for root in self._roots if root.expires_ns > now]
         live.sort(key=lambda root: (root.not_before_ns <= now, root.not_before_ns), reverse=True)
-        if not live or _needs_next(live[0], now):
+        if not self._below and (not live or _needs_next(live[0], now)):
             if len(live) >= _MAX_ROOTS:
                 raise _broken(f"{len(live)} live roots: is the clock jumping?")
             live.insert(0, self._create(now))
@@ -281,34 +289,116 @@ class CertificateAuthority:
 
     def _load(self) -> list[_Root]:
         roots: list[_Root] = []
+        chains: list[_Root] = []
         names = set(os.listdir(self._directory))
         for name in sorted(names):
             stem, _, suffix = name.rpartition(".")
             if name == "lock" or (suffix == "key" and stem + ".pem" in names):
                 continue
-            if suffix in ("key", "tmp") and stem.startswith("root-"):  # 4
-                self._unlink(name)
+            if suffix in ("key", "tmp") and stem.startswith(("root-", upstream.PREFIX)):  # 4
+                if stem != upstream.PENDING:
+                    self._unlink(name)
+            elif suffix == "pem" and stem.startswith(upstream.PREFIX):
+                chains.append(self._load_chain(stem, has_key=stem + ".key" in names))
             elif suffix == "pem" and stem.startswith("root-"):
                 roots.append(self._load_root(stem, has_key=stem + ".key" in names))
             else:
                 raise _broken(f"unexpected file {name!r} in the CA directory")
-        if len(roots) > _MAX_ROOTS:
+        if len(roots) + len(chains) > _MAX_CHAINS:
             raise _broken("too many roots in the CA directory")
+        self._below = bool(chains)
+        since: dict[str, int] = {}
+        for one in sorted(chains, key=lambda root: root.not_before_ns):
+            known = since.setdefault(one.pem, one.published_ns)
+            roots.append(replace(one, known_ns=known))
         return sorted(roots, key=lambda root: (root.not_before_ns, root.name), reverse=True)
 
     def _load_root(self, stem: str, *, has_key: bool) -> _Root:
         try:
             key = None
             if has_key:
-                loaded = serialization.load_pem_private_key(self._read(stem + ".key"), None)
-                if not isinstance(loaded, ec.EllipticCurvePrivateKey) or not isinstance(loaded.curve, ec.SECP256R1):
-                    raise _broken(f"{stem}: the key is not P-256")
-                key = loaded
+                key = _p256(stem, self._read(stem + ".key"))
             root = _root(stem, self._read(stem + ".pem"), key)
             self._check_root(root)
         except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
             raise _broken(f"{stem}: cannot be read ({type(error).__name__})") from error
         return root
+
+    def _load_chain(self, stem: str, *, has_key: bool) -> _Root:
+        key = None
+        try:
+            if has_key:
+                key = _p256(stem, self._read(stem + ".key"))
+            chain = upstream.read(self._read(stem + ".pem"), key, self._id)
+            installed_ns = int(stem.removeprefix(upstream.PREFIX))
+        except (ValueError, TypeError) as error:
+            raise _broken(f"{stem}: cannot be read ({type(error).__name__})") from error
+        except InvalidError as error:
+            raise _broken(f"{stem}: {error.message}") from error
+        return _below(stem, chain, installed_ns)
+
+    # -- below another CA ------------------------------------------------------------------------------------------
+
+    def request(self) -> str:
+        """A signing request, PEM, for a key that is made and kept for it, until a chain of it is installed."""
+        with self._locked():
+            name = upstream.PENDING + ".key"
+            if not os.path.lexists(self._directory / name):
+                key = ec.generate_private_key(ec.SECP256R1())
+                self._write(name, _pkcs8(key))
+                self._sync()
+            return upstream.request(_p256(name, self._read(name)), self._id)
+
+    def examine(self, pem: bytes, now: int) -> upstream.Chain:
+        """The chain that answers the last request, after all steps of `upstream`. Raises as `install`."""
+        pending = upstream.PENDING + ".key"
+        with self._locked():
+            if not os.path.lexists(self._directory / pending):
+                step = "`nucleus identity ca request`"
+                raise InvalidError("no request is out", rule="identity.upstream", next_step=step)
+            key = _p256(pending, self._read(pending))
+        chain = upstream.read(pem, key, self._id)
+        probe = SpiffeId(self.trust_domain, "/upstream/probe")
+        public = ec.generate_private_key(ec.SECP256R1()).public_key()
+        leaf = _leaf(_below("trial", chain, now), probe, public, HOUR_NS, now)
+        upstream.check(chain, leaf.public_bytes(serialization.Encoding.DER), self._id, now)
+        return chain
+
+    def install(self, pem: bytes, now: int, *, at_once: bool = False) -> dict[str, Any]:
+        """Take the chain of the last request.
+
+        Args:
+            pem: ours first, the root last.
+            now: nanoseconds since the epoch.
+            at_once: it signs from now on, although peers that got their bundle before do not know its root yet.
+
+        Returns:
+            its `serial` (hex), `expires_ns`, and `signs_ns`: from when it signs.
+
+        Raises:
+            InvalidError: rule ``identity.upstream``: there is no request, or a step of `upstream` does not hold.
+        """
+        chain = self.examine(pem, now)
+        pending = upstream.PENDING + ".key"
+        with self._locked():
+            if len(self._roots) >= _MAX_ROOTS:
+                raise InvalidError("too many roots are published", rule="identity.upstream")
+            stem = f"{upstream.PREFIX}{now:020d}"
+            self._write(stem + ".tmp", chain.text)
+            # A crash after the first of these leaves the key where the next try finds it.
+            os.rename(self._directory / (stem + ".tmp"), self._directory / (stem + ".pem"))
+            self._sync()
+            os.rename(self._directory / pending, self._directory / (stem + ".key"))
+            self._sync()
+            if at_once:
+                for root in self._roots:
+                    self._unlink(root.name + ".key")
+            self._roots = self._load()
+            self._renew(now)
+        made = next(root for root in self._roots if root.name == stem)
+        alone = not any(root.key is not None for root in self._roots if root.name != stem)
+        signs = now if alone else max(now, made.published_ns + MAX_TTL_NS)
+        return {"serial": f"{chain.issuing.serial_number:x}", "expires_ns": made.expires_ns, "signs_ns": signs}
 
     def _check_root(self, root: _Root) -> None:  # 3
         if root.key is not None and root.key.public_key() != root.cert.public_key():
@@ -364,6 +454,49 @@ class CertificateAuthority:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _leaf(root: _Root, spiffe_id: SpiffeId, key: ec.EllipticCurvePublicKey, ttl_ns: int, now: int) -> x509.Certificate:
+    """A leaf of `root`, which has its key."""
+    assert root.key is not None
+    expires_s = min(now + ttl_ns, root.expires_ns) // SECOND_NS
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(root.cert.subject)
+        .public_key(key)
+        .serial_number(new_serial(now))
+        .not_valid_before(_date(now - BACKDATE_NS))
+        .not_valid_after(_date(expires_s * SECOND_NS))
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))]), critical=True)
+        .add_extension(_LEAF_BASIC, critical=True)
+        .add_extension(_LEAF_USAGE, critical=True)
+        .add_extension(_LEAF_EXTENDED, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(_authority_key(root.cert), critical=False)
+        .sign(root.key, hashes.SHA256())
+    )
+
+
+def _below(name: str, chain: upstream.Chain, installed_ns: int) -> _Root:
+    """A chain as what signs; it begins when it was installed."""
+    served, published = chain.served, chain.published
+    return _Root(
+        name, chain.issuing, published, installed_ns - BACKDATE_NS, chain.expires_s * SECOND_NS, chain.key, served
+    )
+
+
+def _p256(name: str, data: bytes) -> ec.EllipticCurvePrivateKey:
+    loaded = serialization.load_pem_private_key(data, None)
+    if not isinstance(loaded, ec.EllipticCurvePrivateKey) or not isinstance(loaded.curve, ec.SECP256R1):
+        raise _broken(f"{name}: the key is not P-256")
+    return loaded
+
+
+def _pkcs8(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _usage(*, leaf: bool) -> x509.KeyUsage:

@@ -2,7 +2,8 @@
 
 Promises: an entry matches a caller when every one of its selectors holds, and has at least one; a selector about which
 nothing is known of the caller does not hold; the file is replaced whole (written, synced, renamed) and a damaged one is
-refused, never repaired; the IDs of pods (``/ns/…/sa/{gate,agent,orchestrator}-…``) cannot be given by an entry.
+refused, never repaired; the IDs of pods (``/ns/…/sa/{gate,gateway,agent,orchestrator}-…``) and of local users
+(``/user/uid/…``, `local_user`) cannot be given by an entry.
 Relies on: the authority's lock on its state; `attestation` for what is known of a caller.
 Does not: attest, issue or record.
 """
@@ -29,6 +30,7 @@ MAX_ENTRIES = 1_024
 MAX_SELECTORS = 16
 MAX_PATH_BYTES = 4_096
 MAX_HINT_BYTES = 64
+MAX_FEDERATES = 8
 MATCHES = 32  # entries that one caller may have at a time: an answer stays one packet
 KINDS = ("unix:uid", "unix:gid", "unix:supplementary_gid", "unix:path", "unix:sha256", "nucleus:pod")
 _MAX_FILE_BYTES = 16 << 20
@@ -37,7 +39,8 @@ _POD = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _HINT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _ID = re.compile(r"[0-9a-f]{12}")
-_POD_IDS = re.compile(r"/ns/[^/]+/sa/(?:gate|agent|orchestrator)-.*")
+_POD_IDS = re.compile(r"/ns/[^/]+/sa/(?:gate|gateway|agent|orchestrator)-.*")
+_USER_IDS = re.compile(r"/user/uid(?:/.*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registration. `ttl_s`: of its X.509-SVIDs, seconds. `hint` tells a workload with several apart."""
+    """One registration. `ttl_s`: of its X.509-SVIDs, seconds. `hint` tells a workload with several apart.
+
+    `federates_with`: the foreign trust domains of which the workload is given the bundle.
+    """
 
     entry: str
     spiffe_id: str
     selectors: tuple[str, ...]
     ttl_s: int = DEFAULT_TTL_S
     hint: str = ""
+    federates_with: tuple[str, ...] = ()
 
     def matches(self, facts: Facts) -> bool:
         """Every selector holds."""
@@ -105,7 +112,7 @@ class Entry:
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self) | {"selectors": list(self.selectors)}
+        return asdict(self) | {"selectors": list(self.selectors), "federates_with": list(self.federates_with)}
 
 
 def split(selector: str) -> tuple[str, str]:
@@ -155,7 +162,14 @@ def check_name(text: object, trust_domain: str) -> SpiffeId:
         raise _invalid("a workload's SPIFFE ID has a path (X509-SVID 5.2)", "identity.path")
     if _POD_IDS.fullmatch(spiffe_id.path):
         raise _invalid("this name is a pod's: only the pod's own sockets give it", "identity.reserved")
+    if _USER_IDS.fullmatch(spiffe_id.path):
+        raise _invalid("this name is a local user's: the kernel alone says who that is", "identity.reserved")
     return spiffe_id
+
+
+def local_user(trust_domain: str, uid: int) -> str:
+    """What a user of this host is called, by uid: it needs no name service, and no other ID is like it."""
+    return str(SpiffeId(trust_domain, f"/user/uid/{uid}"))
 
 
 def make(fields: dict[str, Any], trust_domain: str, entry: str = "") -> Entry:
@@ -164,10 +178,10 @@ def make(fields: dict[str, Any], trust_domain: str, entry: str = "") -> Entry:
     Raises:
         InvalidError: a field is missing, unknown, or out of its bounds.
     """
-    unknown = fields.keys() - {"entry", "spiffe_id", "selectors", "ttl_s", "hint"}
+    unknown = fields.keys() - {"entry", "spiffe_id", "selectors", "ttl_s", "hint", "federates_with"}
     selectors, ttl_s, hint = fields.get("selectors"), fields.get("ttl_s", DEFAULT_TTL_S), fields.get("hint", "")
     if unknown:
-        raise _invalid("an entry has spiffe_id, selectors, ttl_s and hint", "identity.entry")
+        raise _invalid("an entry has spiffe_id, selectors, ttl_s, hint and federates_with", "identity.entry")
     if not isinstance(selectors, list | tuple) or not 1 <= len(selectors) <= MAX_SELECTORS:
         raise _invalid(f"an entry has 1 to {MAX_SELECTORS} selectors", "identity.entry")
     if type(ttl_s) is not int or not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
@@ -176,7 +190,20 @@ def make(fields: dict[str, Any], trust_domain: str, entry: str = "") -> Entry:
         raise _invalid(f"a hint is at most {MAX_HINT_BYTES} of A-Z a-z 0-9 . - _", "identity.entry")
     name = check_name(fields.get("spiffe_id"), trust_domain)
     checked = tuple(sorted({check_selector(selector) for selector in selectors}))
-    return Entry(entry or secrets.token_hex(6), str(name), checked, ttl_s, hint)
+    federates = _foreign(fields.get("federates_with", []), trust_domain)
+    return Entry(entry or secrets.token_hex(6), str(name), checked, ttl_s, hint, federates)
+
+
+def _foreign(names: object, trust_domain: str) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or len(names) > MAX_FEDERATES:
+        raise _invalid(f"an entry federates with at most {MAX_FEDERATES} trust domains", "identity.entry")
+    found = set()
+    for name in names:
+        parsed = SpiffeId.parse(f"spiffe://{name}") if isinstance(name, str) else None
+        if parsed is None or parsed.path or parsed.trust_domain == trust_domain:
+            raise _invalid("an entry federates with other trust domains, by name", "identity.entry")
+        found.add(parsed.trust_domain)
+    return tuple(sorted(found))
 
 
 class Entries:

@@ -141,6 +141,11 @@ def validate(token: str, audience: str, roots: JwtRoots, now: int) -> JwtSvid:
     return JwtSvid(spiffe_id, found, times["exp"], claims)
 
 
+def issued_ns(token: JwtSvid) -> int:
+    """When a validated token says that it was issued, nanoseconds since the epoch; 0: it does not say."""
+    return _date(token.claims, "iat") or 0
+
+
 def jwks(keys: Mapping[str, ec.EllipticCurvePublicKey], **more: Any) -> dict[str, Any]:
     """A bundle of JWT keys (JWT-SVID 6.1; SPIFFE_Trust_Domain_and_Bundle 4)."""
     return {"keys": [_jwk(key, kid) for kid, key in keys.items()], **more}

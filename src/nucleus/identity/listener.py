@@ -50,8 +50,8 @@ _COMMAND = (
     "-c",
     "from nucleus.identity.workload_api import main; raise SystemExit(main())",
 )
-_ASKS = frozenset({"x509", "jwt", "bundles", "look"})
-_FIELDS = frozenset({"audience", "spiffe_id", "serials"})
+_ASKS = frozenset({"x509", "jwt", "bundles", "look", "federated", "token"})
+_FIELDS = frozenset({"audience", "spiffe_id", "serials", "trust_domain", "issued_ns"})
 
 
 class AuthorityChannel:
@@ -376,7 +376,7 @@ def serve(
         if packet is None:
             raise SandboxError("the Workload API's process did not start", rule="identity.api")
         checked(packet.body)
-        with _signals() as stop:
+        with Signals() as stop:
             if root:
                 syscalls.keep_capabilities(LISTENER_UID, syscalls.CAP_SYS_PTRACE, syscalls.CAP_DAC_READ_SEARCH)  # 3
             syscalls.set_no_new_privs()
@@ -396,7 +396,7 @@ def serve(
             os.waitpid(pid, 0)
 
 
-class _signals:
+class Signals:
     """A descriptor that becomes readable when we are told to end."""
 
     def __enter__(self) -> int:

@@ -137,6 +137,13 @@ class DenyList:
         """Whether a certificate of this name and serial number is revoked."""
         return serial in self._serials or issued_ns(serial) <= self._names.get(spiffe_id, -1)
 
+    def refuses_token(self, spiffe_id: str, issued_ns: int) -> bool:
+        """Whether a JWT-SVID of this name is revoked. `issued_ns`: its ``iat``, a whole second.
+
+        One that was issued in the second of the revocation is refused, also if it came after a restore.
+        """
+        return issued_ns <= self._names.get(spiffe_id, -1)
+
 
 class Revocations:
     """The authority's list.
@@ -161,6 +168,10 @@ class Revocations:
     def refuses(self, spiffe_id: str, serial: int) -> bool:
         """See `DenyList.refuses`."""
         return self._deny.refuses(spiffe_id, serial)
+
+    def refuses_token(self, spiffe_id: str, issued_ns: int) -> bool:
+        """See `DenyList.refuses_token`."""
+        return self._deny.refuses_token(spiffe_id, issued_ns)
 
     def check(self, spiffe_id: str) -> None:
         """Raises DeniedError: nothing is issued to this name."""

@@ -65,21 +65,40 @@ def _context(protocol: ssl._SSLMethod, svid: X509Svid, roots: Roots | None) -> s
         for anchors in trusted.values():
             for der in anchors:
                 context.load_verify_locations(cadata=der)
-        _load_key(context, svid)  # 3
+        _load_key(context, svid.cert_pem, svid.key_pem)  # 3
     except (ssl.SSLError, ValueError) as error:
         raise InvalidError(f"OpenSSL refuses the SVID ({type(error).__name__})", rule="identity.tls") from error
     return context
 
 
-def _load_key(context: ssl.SSLContext, svid: X509Svid) -> None:
+def bundle_context(cert_pem: str, key_pem: str) -> ssl.SSLContext:
+    """A context for our bundle endpoint, which proves itself and asks for no certificate (SPIFFE_Federation 5.2).
+
+    Raises:
+        InvalidError: there is no key, or OpenSSL refuses certificate or key.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3  # 1
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.set_alpn_protocols(list(ALPN))
+    try:
+        _load_key(context, cert_pem, key_pem)  # 3
+    except (ssl.SSLError, ValueError) as error:
+        why = "OpenSSL refuses the endpoint's certificate or key"
+        raise InvalidError(f"{why} ({type(error).__name__})", rule="identity.tls") from error
+    return context
+
+
+def _load_key(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:
     """The standard library takes a path only: give it one that exists nowhere but in this process."""
-    if not svid.key_pem:
+    if not key_pem:
         raise InvalidError("the SVID has no private key", rule="identity.tls")
     try:
         fd = os.memfd_create("svid", os.MFD_CLOEXEC)
         try:
             with open(fd, "wb", closefd=False) as file:
-                file.write(f"{svid.key_pem}\n{svid.cert_pem}".encode())
+                file.write(f"{key_pem}\n{cert_pem}".encode())
             # A password function keeps OpenSSL from ever asking on the terminal for an encrypted key.
             context.load_cert_chain(f"/proc/self/fd/{fd}", password=lambda: "")
         finally:

@@ -1,6 +1,6 @@
 """The standard SPIFFE Workload API over gRPC: the process that reads what callers send, and holds nothing.
 
-Promises: five calls of `SpiffeWorkloadAPI` as the standard has them; a call without the metadata
+Promises: the five calls of `SpiffeWorkloadAPI` as the standard has them; a call without the metadata
 ``workload.spiffe.io: true`` is InvalidArgument before anything of it is read (Workload Endpoint, section 5); a caller
 without an entry gets PermissionDenied; a new SVID is pushed before the old one is over half its life, and whenever
 entries or bundles change; messages, streams and connections are bounded before they cost anything.
@@ -29,7 +29,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-from google.protobuf.message import DecodeError
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Status
 from grpclib.const import Handler as Method
@@ -41,9 +40,11 @@ from grpclib.server import Handler, Stream
 from h2.config import H2Configuration
 
 from nucleus.errors import BudgetError, DeniedError, InvalidError, NucleusError, UnauthenticatedError
-from nucleus.identity import jwt_svid
+from nucleus.identity import jwt_svid, sds_proto
 from nucleus.identity import workload_proto as proto
-from nucleus.kernel import syscalls
+from nucleus.identity.rpc import Answers, Call, due, receive, set_within
+from nucleus.identity.sds import Secrets
+from nucleus.kernel import reachable, syscalls
 from nucleus.pod.packets import Packet, checked, close_all, recv_packet, send_packet
 
 CHANNEL_FD = 3
@@ -51,10 +52,7 @@ HEADER = "workload.spiffe.io"
 MAX_MESSAGE_BYTES = 16_384
 MAX_STREAMS = 16  # of one connection at a time
 MAX_RESETS = 256  # streams that one connection may take back
-MESSAGE_S = 10.0  # from a call's headers to its message
 ASKED = 8  # requests to the listener at a time: what both ends send fits their buffers, so neither waits for the other
-MIN_REFRESH_S = 1.0
-_SECOND_NS = 1_000_000_000
 _WINDOW = 65_536  # bytes of HTTP/2 flow control, of a stream and of a connection: grpclib's least
 _STATUS: tuple[tuple[type[NucleusError], Status], ...] = (
     (InvalidError, Status.INVALID_ARGUMENT),
@@ -139,7 +137,7 @@ class Calls:
         refresh_s: push at the latest after so many seconds; 0: at half-life.
     """
 
-    def __init__(self, listener: Listener, conn: int, refresh_s: int) -> None:
+    def __init__(self, listener: Answers, conn: int, refresh_s: int) -> None:
         self._listener = listener
         self._conn = conn
         self._refresh_s = refresh_s
@@ -155,21 +153,23 @@ class Calls:
             ("FetchJWTBundles", self._jwt_bundles, stream, proto.JWTBundlesRequest, proto.JWTBundlesResponse),
             ("ValidateJWTSVID", self._validate, unary, proto.ValidateJWTSVIDRequest, proto.ValidateJWTSVIDResponse),
         )
-        return {
-            f"/{proto.SERVICE}/{name}": Method(self._guarded(call, asked), kind, asked, answered)
+        standard = {
+            f"/{proto.SERVICE}/{name}": Method(self._bounded(_guarded(call, asked)), kind, asked, answered)
             for name, call, kind, asked, answered in table
         }
+        secrets = Secrets(self._listener, self._conn, self._refresh_s).calls()
+        return standard | {
+            path: Method(self._bounded(call), kind, sds_proto.DiscoveryRequest, sds_proto.DiscoveryResponse)
+            for path, (call, kind) in secrets.items()
+        }
 
-    def _guarded(self, call: Callable[[Any, Any], Awaitable[None]], asked: Any) -> Callable[[Any], Awaitable[None]]:
+    def _bounded(self, call: Call) -> Call:
         async def method(stream: Stream[Any, Any]) -> None:
             if self._streams >= MAX_STREAMS:  # 1
                 raise GRPCError(Status.RESOURCE_EXHAUSTED, f"over {MAX_STREAMS} calls of one connection at a time")
             self._streams += 1
             try:
-                metadata = stream.metadata
-                if metadata is None or metadata.getall(HEADER, []) != ["true"]:  # 2
-                    raise GRPCError(Status.INVALID_ARGUMENT, f"the security header {HEADER}: true is missing")
-                await call(stream, await _receive(stream, asked))
+                await call(stream)
             except NucleusError as error:
                 _refuse(error)
             finally:
@@ -183,17 +183,14 @@ class Calls:
         while True:
             change = self._listener.change()
             answer = await self._listener.ask("x509", self._conn)  # 4
-            await stream.send_message(_x509_response(answer))
+            await stream.send_message(_x509_response(answer, await self._foreign(answer)))
             await self._until_other(change, answer)
 
     async def _until_other(self, change: asyncio.Event, answer: dict[str, Any]) -> None:
         """Until what was answered is due again, or would be answered otherwise."""
-        renew_ns = min(int(svid["renew_ns"]) for svid in answer["svids"])
         serials = [svid["serial"] for svid in answer["svids"]]
-        due = time.monotonic() + max((renew_ns - time.time_ns()) / _SECOND_NS, MIN_REFRESH_S)
-        if self._refresh_s:
-            due = min(due, time.monotonic() + self._refresh_s)
-        while await _set_within(change, due - time.monotonic()):
+        at = due(answer, self._refresh_s)
+        while await set_within(change, at - time.monotonic()):
             change = self._listener.change()
             looked = await self._listener.ask("look", self._conn, serials=serials)
             if looked.get("digest") != answer.get("digest"):
@@ -221,22 +218,42 @@ class Calls:
         if not asked.audience or not asked.svid:
             raise InvalidError("audience and svid are required (Workload API 6.2.3)", rule="jwt.audience")
         answer = await self._listener.ask("bundles", self._conn)  # 4
-        roots = {str(answer["trust_domain"]): jwt_svid.read_jwks(answer["jwks"])}
+        own = str(answer["trust_domain"])
+        foreign = await self._foreign(answer)
+        # Ours last: whatever a foreign bundle is called, our name has our keys.
+        roots = {name: jwt_svid.read_jwks(one["jwks"]) for name, one in foreign.items()}
+        roots[own] = jwt_svid.read_jwks(answer["jwks"])
         try:
             found = jwt_svid.validate(asked.svid, asked.audience, roots, time.time_ns())
+            if found.spiffe_id.trust_domain == own:
+                name, issued_ns = str(found.spiffe_id), jwt_svid.issued_ns(found)
+                if (await self._listener.ask("token", self._conn, spiffe_id=name, issued_ns=issued_ns))["revoked"]:
+                    raise UnauthenticatedError("the token's SPIFFE ID is revoked", rule="jwt.revoked")
         except UnauthenticatedError as error:  # of the token, not of the caller
             raise InvalidError(error.message, rule=error.rule) from error
         response = proto.ValidateJWTSVIDResponse(spiffe_id=str(found.spiffe_id))
         response.claims.update(found.claims)
         await stream.send_message(response)
 
+    async def _foreign(self, answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The bundles of the foreign trust domains that an answer names."""
+        found = {}
+        for name in answer["federated"]:
+            try:
+                found[str(name)] = await self._listener.ask("federated", self._conn, trust_domain=name)
+            except DeniedError as error:
+                if error.rule != "identity.federation":  # it was taken away just now: a change is on its way
+                    raise
+        return found
+
     # -- bundles ---------------------------------------------------------------------------------------------------
 
-    async def _bundles(self, stream: Stream[Any, Any], made: Callable[[dict[str, Any]], Any]) -> None:
+    async def _bundles(self, stream: Stream[Any, Any], made: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
         sent = b""
         while True:
             change = self._listener.change()
-            response = made(await self._listener.ask("bundles", self._conn))  # 4
+            answer = await self._listener.ask("bundles", self._conn)  # 4
+            response = made(answer, await self._foreign(answer))
             data = response.SerializeToString(deterministic=True)
             if data != sent:
                 await stream.send_message(response)
@@ -244,7 +261,19 @@ class Calls:
             await change.wait()
 
 
-def _x509_response(answer: dict[str, Any]) -> Any:
+def _guarded(call: Callable[[Any, Any], Awaitable[None]], asked: Any) -> Call:
+    """A call of the standard: its metadata, its one message."""
+
+    async def method(stream: Stream[Any, Any]) -> None:
+        metadata = stream.metadata
+        if metadata is None or metadata.getall(HEADER, []) != ["true"]:  # 2
+            raise GRPCError(Status.INVALID_ARGUMENT, f"the security header {HEADER}: true is missing")
+        await call(stream, await receive(stream, asked, MAX_MESSAGE_BYTES))  # 3
+
+    return method
+
+
+def _x509_response(answer: dict[str, Any], foreign: dict[str, Any]) -> Any:
     bundle = base64.b64decode(answer["bundle"])
     response = proto.X509SVIDResponse()
     for svid in answer["svids"]:
@@ -255,45 +284,25 @@ def _x509_response(answer: dict[str, Any]) -> Any:
             bundle=bundle,
             hint=svid["hint"],
         )
+    for name, der in _roots(foreign).items():
+        response.federated_bundles[name] = der
     return response
 
 
-def _x509_bundles_response(answer: dict[str, Any]) -> Any:
+def _roots(foreign: dict[str, Any]) -> dict[str, bytes]:
+    """By trust domain ID (section 5.1); one without roots has no X.509 bundle."""
+    return {f"spiffe://{name}": base64.b64decode(one["x509"]) for name, one in foreign.items() if one["x509"]}
+
+
+def _x509_bundles_response(answer: dict[str, Any], foreign: dict[str, Any]) -> Any:
     # The key is the trust domain's SPIFFE ID (section 5.1).
-    return proto.X509BundlesResponse(bundles={f"spiffe://{answer['trust_domain']}": base64.b64decode(answer["x509"])})
+    own = {f"spiffe://{answer['trust_domain']}": base64.b64decode(answer["x509"])}
+    return proto.X509BundlesResponse(bundles=_roots(foreign) | own)
 
 
-def _jwt_bundles_response(answer: dict[str, Any]) -> Any:
-    return proto.JWTBundlesResponse(bundles={f"spiffe://{answer['trust_domain']}": answer["jwks"].encode()})
-
-
-async def _receive(stream: Stream[Any, Any], kind: Any) -> Any:
-    """The call's one message (step 3). grpclib's own reader would take a message of 4 GiB."""
-    raw = stream._stream
-    try:
-        async with asyncio.timeout(MESSAGE_S):
-            head = await raw.recv_data(5)
-            if len(head) != 5:
-                raise GRPCError(Status.INVALID_ARGUMENT, "the call has no message")
-            length = int.from_bytes(head[1:])
-            if head[0]:
-                raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not accepted")
-            if length > MAX_MESSAGE_BYTES:
-                raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message is at most {MAX_MESSAGE_BYTES} bytes")
-            return kind.FromString(await raw.recv_data(length))
-    except TimeoutError:
-        raise GRPCError(Status.DEADLINE_EXCEEDED, f"no message within {MESSAGE_S:.0f} s") from None
-    except (AssertionError, DecodeError):  # it ended in its middle, or is no message of this kind
-        raise GRPCError(Status.INVALID_ARGUMENT, "the message cannot be read") from None
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(max(seconds, 0)):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
+def _jwt_bundles_response(answer: dict[str, Any], foreign: dict[str, Any]) -> Any:
+    bundles = {f"spiffe://{name}": one["jwks"].encode() for name, one in foreign.items()}
+    return proto.JWTBundlesResponse(bundles=bundles | {f"spiffe://{answer['trust_domain']}": answer["jwks"].encode()})
 
 
 def _refuse(error: NucleusError) -> NoReturn:
@@ -339,6 +348,17 @@ class _Connection(H2Protocol):
         self._on_end()
 
 
+async def serve_connection(sock: socket.socket, calls: Calls, on_end: Callable[[], None]) -> None:
+    """Begin to answer on an accepted socket, which is taken over; `on_end` is called when it has ended."""
+    sock.setblocking(False)
+    try:
+        made = asyncio.get_running_loop().connect_accepted_socket(lambda: _Connection(_Handler(calls), on_end), sock)
+        await made
+    except OSError:
+        sock.close()
+        on_end()
+
+
 async def run(channel: socket.socket, refresh_s: int) -> None:
     """Serve the connections that come over `channel` until it ends."""
     loop = asyncio.get_running_loop()
@@ -346,12 +366,8 @@ async def run(channel: socket.socket, refresh_s: int) -> None:
     tasks: set[asyncio.Task[Any]] = set()
 
     def connected(number: int, sock: socket.socket) -> None:
-        sock.setblocking(False)
-
-        def made() -> _Connection:
-            return _Connection(_Handler(Calls(listener, number, refresh_s)), lambda: listener.closed(number))
-
-        task = loop.create_task(loop.connect_accepted_socket(made, sock))
+        serving = serve_connection(sock, Calls(listener, number, refresh_s), lambda: listener.closed(number))
+        task = loop.create_task(serving)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -367,6 +383,7 @@ def become(uid: int) -> None:
     parent = os.getppid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if uid > 0 and os.geteuid() == 0:
+        reachable.keep()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

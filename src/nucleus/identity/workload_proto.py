@@ -8,15 +8,16 @@ Imports `google.protobuf`: only the Workload API's own process and its tests do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 SERVICE = "SpiffeWorkloadAPI"  # the standard's service has no package
-_FILE = "nucleus/workload.proto"
 _STRUCT = ".google.protobuf.Struct"
-# message -> (field, number, type): "text", "bytes", "[text]", "[bytes]", "{bytes}" (map<string, bytes>), or a message
-_MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
+# message -> (field, number, type): "text", "bytes", "int32", "[text]", "{bytes}" (map<string, bytes>), or a message
+Messages = Mapping[str, tuple[tuple[str, int, str], ...]]
+_MESSAGES: Messages = {
     "X509SVIDRequest": (),
     "X509SVID": (
         ("spiffe_id", 1, "text"),
@@ -37,12 +38,20 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     "ValidateJWTSVIDResponse": (("spiffe_id", 1, "text"), ("claims", 2, _STRUCT)),
 }
 _Field = descriptor_pb2.FieldDescriptorProto
-_SCALARS = {"text": _Field.TYPE_STRING, "bytes": _Field.TYPE_BYTES}
+_SCALARS = {"text": _Field.TYPE_STRING, "bytes": _Field.TYPE_BYTES, "int32": _Field.TYPE_INT32}
 
 
-def _describe() -> descriptor_pb2.FileDescriptorProto:
-    file = descriptor_pb2.FileDescriptorProto(name=_FILE, syntax="proto3", dependency=[struct_pb2.DESCRIPTOR.name])
-    for name, fields in _MESSAGES.items():
+def pool(name: str, messages: Messages) -> descriptor_pool.DescriptorPool:
+    """The messages as a pool of their own: a client in this process (a test's) may have its in the default one."""
+    made = descriptor_pool.DescriptorPool()
+    made.AddSerializedFile(struct_pb2.DESCRIPTOR.serialized_pb)
+    made.AddSerializedFile(_describe(name, messages).SerializeToString())
+    return made
+
+
+def _describe(file_name: str, messages: Messages) -> descriptor_pb2.FileDescriptorProto:
+    file = descriptor_pb2.FileDescriptorProto(name=file_name, syntax="proto3", dependency=[struct_pb2.DESCRIPTOR.name])
+    for name, fields in messages.items():
         message = file.message_type.add(name=name)
         for field, number, kind in fields:
             _add(message, field, number, kind)
@@ -68,15 +77,12 @@ def _add(message: descriptor_pb2.DescriptorProto, name: str, number: int, kind: 
         field.type_name = kind if kind.startswith(".") else f".{kind}"
 
 
-# A pool of its own: a client of the same API in this process (a test's) may have its messages in the default one.
-_pool = descriptor_pool.DescriptorPool()
-_pool.AddSerializedFile(struct_pb2.DESCRIPTOR.serialized_pb)
-_pool.AddSerializedFile(_describe().SerializeToString())
+_pool = pool("nucleus/workload.proto", _MESSAGES)
 
 
-def message(name: str) -> Any:
-    """The class of a message; KeyError: the standard has none of that name."""
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(name))
+def message(name: str, of: descriptor_pool.DescriptorPool = _pool) -> Any:
+    """The class of a message; KeyError: the pool has none of that name."""
+    return message_factory.GetMessageClass(of.FindMessageTypeByName(name))
 
 
 X509SVIDRequest = message("X509SVIDRequest")

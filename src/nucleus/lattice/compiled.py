@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice import tables
 from nucleus.lattice.paths import PROTECTED, SENSITIVE, PathSet
 from nucleus.lattice.policy import FLOORS, Argument, CommandRule, Everything, Policy, live_legs, modes
@@ -75,7 +76,7 @@ class Compiled:
 
     __slots__ = (
         "allowed", "ask", "blocked", "connects", "deny", "ends_ns", "floor", "hosts", "hosts_ask", "hosts_deny",
-        "lasts_ns", "listed", "listed_paths", "modes", "normals", "policy", "provenance",
+        "lasts_ns", "listed", "listed_paths", "modes", "normals", "operators", "policy", "provenance",
         "session", "standings", "starts_ns", "static", "tools", "touchy", "watched",
     )  # fmt: skip
 
@@ -112,6 +113,12 @@ class Compiled:
         self.tools = live_legs(policy)
         self.connects = all(policy.network)  # one list that is empty admits nothing
         self.normals: dict[tuple[bool, bool, int], int] = {}
+        # by capability, `tools` or `network`: the lists that a caller has to be on
+        self.operators = {
+            subject.partition(".")[2]: ids.lists_of(policy.identities, subject)
+            for subject, _ in policy.identities
+            if subject.startswith(f"{ids.OPERATIONS}.")
+        }
 
     def normal(self, egress: bool, trusted: bool, seen: int) -> int:
         """The capabilities as the modes in force leave them: under ν where ``static`` is one of them."""

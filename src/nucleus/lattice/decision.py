@@ -5,7 +5,8 @@ Deny beats ask beats allow; among equals the first of this order is reported, an
  1. isolation floor      the pod is weaker than the policy demands: deny
  2. time window          over, or not yet: deny
  3. capability           never: deny; a command needs the capability of what it does too (`git push` is git_push);
-                         an external tool has what `tools` declares of it, and one that is not declared asks
+                         an external tool has what `tools` declares of it, and one that is not declared asks;
+                         `identities.operations` names who may, and this caller is not among them: deny
  4. paths                blocked or not on the allow list: deny (block wins); protected names are read-only: deny
  5. commands, hosts      deny rules deny, ask rules ask
  6. approve              the policy wants a person for this capability or tool: ask
@@ -39,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
-from nucleus.lattice import network, strings, trifecta
+from nucleus.lattice import identities, network, strings, trifecta
 from nucleus.lattice.commands import Command, analyse
 from nucleus.lattice.compiled import Compiled, Rules, compiled
 from nucleus.lattice.exposure import NOTHING, Exposure, tool_rules
@@ -69,6 +70,8 @@ class Context:
         seen: what the session has seen so far.
         knowledge: the destinations that it knows; None: those of `task` alone.
         task: the user's own task text.
+        caller: the SPIFFE ID that the door has proven; "" for none.
+        own: that is the pod's own agent, orchestrator or gateway.
     """
 
     now_ns: int
@@ -79,6 +82,8 @@ class Context:
     seen: Exposure = NOTHING
     knowledge: Knowledge | None = None
     task: str = ""
+    caller: str = ""
+    own: bool = True
 
 
 ALLOW, ASK, DENY = Verdict.ALLOW, Verdict.ASK, Verdict.DENY
@@ -281,6 +286,24 @@ def _capability(case: _Case, name: str) -> None:
         )
     else:
         case.met.append(_MET_CAPABILITY[name])
+    if case.ready.operators:
+        _caller(case, name)
+
+
+def _caller(case: _Case, name: str) -> None:
+    """Step 3, who: `name` is a capability, ``tools`` or ``network``."""
+    lists, context = case.ready.operators.get(name, ()), case.context
+    for patterns in lists:
+        if not identities.matches(patterns, context.caller, own=context.own):
+            case.deny(
+                "identity.operation",
+                f"the policy does not name this caller for {name}",
+                f"identities.operations.{name}: {', '.join(sorted(patterns)) or '(nobody)'}",
+                f"Call as one of them, or change `identities.operations.{name}`.",
+            )
+            return
+    if lists:
+        case.met.append(("identity.operation", ALLOW))
 
 
 def _attended(case: _Case, name: str, operation: Any, *, listed: bool = False) -> None:
@@ -354,6 +377,8 @@ def _by_session(case: _Case, name: str, what: trifecta.Outward) -> None:
 def _tool(case: _Case, operation: Any) -> Decision:
     """Steps 3, 6, 7 and 8 for a call of an external tool; each of the policy's tables has its say."""
     name = f"{operation.server}/{operation.tool}"
+    if case.ready.operators:
+        _caller(case, "tools")
     for rule in tool_rules(case.policy, operation):
         _tool_by(case, rule, name, operation)
     return case.result(f"tools.{operation.server}", f"tools: {name}")
@@ -400,6 +425,8 @@ def _tool_by(case: _Case, rule: ToolRule, name: str, operation: Any) -> None:
 def _connect(case: _Case, operation: Any) -> Decision:
     """Steps 5 to 7 for a connection out of the pod; each list of ``network.allow`` has to admit it."""
     host, port = operation.host, operation.port
+    if case.ready.operators:
+        _caller(case, "network")
     to = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if (line := case.ready.hosts_deny.find(host)) is not None:
         case.deny("hosts.deny", "this host is denied by the policy", f"hosts.deny: {line}", "Change `hosts.deny`.")

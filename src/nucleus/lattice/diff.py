@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice.compiled import Compiled, compiled
 from nucleus.lattice.explain import dollars, duration, folded
 from nucleus.lattice.implies import admitted, caught_by, glob_covered, host_covered
@@ -127,6 +128,8 @@ def _dimension_of(rule: str, obligations: tuple[str, ...], capability: str, b: P
     title, _, name = rule.partition(".")
     if title in ("paths", "commands", "hosts", "isolation"):
         return [rule]
+    if title == "identity":
+        return ["identities"]
     if title == "network":
         return ["network.allow"]
     if title in ("time_window", "tools") or rule == "low_risk.tools":
@@ -165,6 +168,7 @@ def dimensions(a: Policy, b: Policy) -> Iterable[Dimension]:
     yield _dimension(
         "two_people", a.two_people, b.two_people, frozenset.issuperset, _set_texts(a.two_people, b.two_people)
     )
+    yield _dimension("identities", a.identities, b.identities, ids.leq, _texts_of_identities(a, b))
     yield _dimension("budget", a.budget_limit, b.budget_limit, lambda p, q: p <= q, _texts(a, b, _budget))
     yield _dimension("time_window", a.time_window, b.time_window, _window_leq, _texts(a, b, _window))
     floor, other = a.isolation_floor, b.isolation_floor
@@ -340,6 +344,13 @@ def _set_texts(before: Iterable[Any], after: Iterable[Any]) -> tuple[str, str]:
     """What is gone, and what is new."""
     old, new = set(map(str, before)), set(map(str, after))
     return _joined([f"-{item}" for item in folded(old - new)]), _joined([f"+{item}" for item in folded(new - old)])
+
+
+def _texts_of_identities(a: Policy, b: Policy) -> tuple[str, str]:
+    before, after = (
+        {f"{subject} [{', '.join(sorted(patterns))}]" for subject, patterns in policy.identities} for policy in (a, b)
+    )
+    return _set_texts(before, after)
 
 
 def _allow_texts(before: Any, after: Any) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice.explain import dollars, duration, folded
 from nucleus.lattice.network import NetRule
 from nucleus.lattice.policy import Argument, CommandRule, Everything, Policy, TimeWindow, ToolRule, modes
@@ -43,7 +44,22 @@ def emit(policy: Policy) -> str:
     lines += _tools(policy.tools)
     lines += [f'budget: {{limit_usd: "{dollars(policy.budget_limit)}"}}', f"time_window: {_window(policy.time_window)}"]
     lines += [f"isolation: {{floor: {policy.isolation_floor}}}", f"trifecta: {_flow(modes(policy.trifecta))}"]
+    lines += identities(policy.identities)
     return "\n".join(lines) + "\n"
+
+
+def identities(found: ids.Identities) -> list[str]:
+    """The section, by subject."""
+    subjects = sorted({subject for subject, _ in found})
+    named = {subject: _people(ids.lists_of(found, subject)) for subject in subjects}
+    lines = [f"  {subject}: {text}" for subject, text in named.items() if "." not in subject]
+    below = [f"    {subject.partition('.')[2]}: {text}" for subject, text in named.items() if "." in subject]
+    return ["identities:", *lines, *([f"  {ids.OPERATIONS}:", *below] if below else [])]
+
+
+def _people(lists: tuple[ids.Patterns, ...]) -> str:
+    texts = [_flow(_quoted(patterns)) for patterns in lists]
+    return texts[0] if len(texts) == 1 else f"{{all_of: {_flow(texts)}}}"
 
 
 def _network(lists: frozenset[frozenset[NetRule]]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice.paths import SENSITIVE
 from nucleus.lattice.policy import NOWHERE, Everything, Policy, ToolRule, live_legs, modes
 from nucleus.model.decision import Decision, Verdict
@@ -76,6 +77,10 @@ def policy_data(policy: Policy) -> dict[str, Any]:
         "network": {"allow": _conjunction(policy.network)},
         "tools": _tools(policy.tools),
         "two_people": sorted(policy.two_people),
+        "identities": {
+            subject: _conjunction(ids.lists_of(policy.identities, subject))
+            for subject in sorted({subject for subject, _ in policy.identities})
+        },
         "budget_micro_usd": policy.budget_limit,
         "time_window": {
             "duration_s": window.duration_ns // _NS,
@@ -129,6 +134,8 @@ def explain_policy(policy: Policy) -> str:
     lines += _tool_lines(policy.tools)
     if policy.two_people:
         lines.append(f"  two people for each yes: {', '.join(sorted(policy.two_people))}")
+    if policy.identities != ids.DEFAULT:
+        lines += [f"  identities.{subject}: {_inline(value)}" for subject, value in data["identities"].items()]
     lines += [
         f"  budget: ${dollars(policy.budget_limit)}",
         f"  time window: {duration(policy.time_window.duration_ns)} from the pod's start",

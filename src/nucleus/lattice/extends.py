@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice.explain import dollars, duration
 from nucleus.lattice.implies import admitted, caught_by, glob_covered, host_covered
 from nucleus.lattice.network import NetRule, leq_rule
@@ -173,6 +174,15 @@ def looser_floor(parent: Policy, floor: str) -> str:
     if FLOORS.index(floor) >= FLOORS.index(parent.isolation_floor):
         return ""
     return _says(parent, f"isolation.floor: {floor}", parent.isolation_floor)
+
+
+def looser_identity(parent: Policy, subject: str, pattern: str) -> str:
+    """An entry of ``identities`` that some list of the parent's does not cover."""
+    for patterns in ids.lists_of(parent.identities, subject):
+        if not ids.covered(pattern, patterns):
+            has = ", ".join(sorted(patterns)) or "nobody"
+            return _says(parent, f"identities.{subject}: {pattern}", has if len(has) <= 200 else has[:199] + "…")
+    return ""
 
 
 def looser_connection(parent: Policy, rule: NetRule) -> str:

@@ -145,6 +145,7 @@ class _Draft:
             isolation_floor=self.base.isolation_floor,
             trifecta=self.base.trifecta,
             two_people=self.base.two_people,
+            identities=self.base.identities,
             tools=frozenset((frozenset(entry.value for entry in out.tools) | self._forbidden(),)),
         )
         return out

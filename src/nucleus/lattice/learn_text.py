@@ -17,7 +17,9 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice.commands import analyse
 from nucleus.lattice.compiled import Rules
 from nucleus.lattice.decision import is_listed
+from nucleus.lattice.emit import identities
 from nucleus.lattice.explain import dollars, duration, folded
+from nucleus.lattice.identities import DEFAULT
 from nucleus.lattice.learn import Proposal
 from nucleus.lattice.learn_evidence import Entry, Event, Facts
 from nucleus.lattice.load import parse_policy
@@ -150,6 +152,8 @@ class _Writer:
                 self.add(f"  - {name}", comment(self.proposal.attended[name]))
         if self.policy.two_people:
             self.add(f"two_people: [{', '.join(sorted(self.policy.two_people))}]", "the base's own")
+        if self.policy.identities != DEFAULT:
+            self.lines += identities(self.policy.identities)
 
     def _paths(self) -> None:
         self.lines.append("paths:")

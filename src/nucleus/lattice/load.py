@@ -25,7 +25,8 @@ Format, version 1 (docs/policy.md explains it, `schema` is the same for editors;
     time_window: {duration: 90m, not_before: "2026-01-01T00:00:00Z", not_after: "..."}
     isolation: {floor: namespaces|gvisor|qemu|firecracker}
     trifecta: static|session|provenance|all, or a list of modes
-    each allow list, and tools, may also be {all_of: [list, list]}: what is on every one of them
+    identities: {agents: [own, "spiffe://td/team/*"], approvers: [...], pods: [...], operations: {git_push: [...]}}
+    each allow list, list of identities, and tools may also be {all_of: [list, list]}: what is on every one of them
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucleus.lattice import capability as cap
-from nucleus.lattice import extends, load_commands, load_lists, load_network, load_tools
+from nucleus.lattice import extends, load_commands, load_identities, load_lists, load_network, load_tools
 from nucleus.lattice.paths import SENSITIVE
 from nucleus.lattice.policy import BY_TWO, FLOORS, MICRO, MODES, Everything, Policy, TimeWindow
 from nucleus.lattice.reader import Reader
@@ -45,7 +46,7 @@ from nucleus.lattice.yamltree import Node, parse_tree
 
 KEYS = (
     "version", "name", "description", "extends", "capabilities", "approve", "two_people", "paths", "commands", "hosts",
-    "network", "tools", "budget", "time_window", "isolation", "trifecta",
+    "network", "tools", "budget", "time_window", "isolation", "trifecta", "identities",
 )  # fmt: skip
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_S = 30 * 86_400  # of a time window
@@ -156,6 +157,7 @@ class _Loader:
             trifecta=self._trifecta(keys["trifecta"]) if "trifecta" in keys else self.base.trifecta,
             tools=self._tools(keys["tools"]) if "tools" in keys else self.base.tools,
             network=self._network(keys["network"]) if "network" in keys else self.base.network,
+            identities=self._identities(keys["identities"]) if "identities" in keys else self.base.identities,
             **lists,
         )
         return found if self.parent is None else extends.combine(self.parent, found)
@@ -251,6 +253,16 @@ class _Loader:
                 self._refuse(item, extends.looser_connection, rule)
             out.append(frozenset(rule for _, rule in entries))
         return frozenset(out)
+
+    def _identities(self, node: Node) -> frozenset[tuple[str, frozenset[str]]]:
+        found: set[tuple[str, frozenset[str]]] = set()
+        for subject, part in load_identities.parts(self.reader, node):
+            entries = load_identities.entries(self.reader, subject, part)
+            for item, pattern in entries:
+                self._refuse(item, extends.looser_identity, subject, pattern)
+            found.add((subject, frozenset(pattern for _, pattern in entries)))
+        said = {subject for subject, _ in found}
+        return frozenset(found) | {one for one in self.base.identities if one[0] not in said}
 
     # --- limits ---
 

@@ -1,6 +1,6 @@
-"""A policy: the product of nine small lattices, and its algebra.
+"""A policy: the product of ten small lattices, and its algebra.
 
-capabilities × paths × commands × hosts × tools × budget × time window × isolation floor × trifecta modes. `meet`
+capabilities × paths × commands × hosts × tools × budget × time window × isolation floor × trifecta × identities. `meet`
 tightens each: allow lists and tool tables are conjoined, ask and deny lists united, budget and window take the smaller,
 floors the stronger, and every trifecta mode of either is in force.
 Promises: "everything" is an explicit sentinel, `EVERYTHING`; an empty allow list allows nothing, and so does the meet
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice import tables
 from nucleus.lattice.network import NetRule, leq_rules
 from nucleus.lattice.paths import PROTECTED, is_protected, path_set
@@ -53,7 +54,7 @@ class Argument:
         if self.kind == "integer":
             return word.isascii() and word.removeprefix("-").isdigit()
         if self.kind == "path":
-            return not word.startswith("-") and collapse(word) is not None
+            return word != "" and not word.startswith("-") and collapse(word) is not None
         return True
 
     def __str__(self) -> str:
@@ -171,6 +172,7 @@ class TimeWindow:
 
 
 BY_TWO = (*cap.NAMES, "tools", "network")  # what `two_people` names: a capability, external tools, connections
+BY_WHOM = BY_TWO  # and what ``identities.operations`` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +197,12 @@ class Policy:
     tools: frozenset[frozenset[ToolRule]] = frozenset((frozenset(),))  # a conjunction of tables; absent is undeclared
     network: frozenset[frozenset[NetRule]] = NOWHERE  # a conjunction of lists; absent is nowhere
     two_people: frozenset[str] = frozenset()  # names of `BY_TWO`: where a person is asked, two have to say yes
+    identities: ids.Identities = ids.DEFAULT  # who: lists of SPIFFE IDs by subject, a conjunction
 
     def __post_init__(self) -> None:
         if not self.network:
             object.__setattr__(self, "network", NOWHERE)
+        object.__setattr__(self, "identities", ids.complete(self.identities))
         if not self.tools:
             # No table at all would be the top of the product, and says what one empty table says: nothing is declared.
             object.__setattr__(self, "tools", frozenset((frozenset(),)))
@@ -329,6 +333,7 @@ def meet(a: Policy, b: Policy) -> Policy:
         tools=a.tools | b.tools,
         network=a.network | b.network,
         two_people=a.two_people | b.two_people,
+        identities=a.identities | b.identities,
     )
 
 
@@ -354,6 +359,7 @@ def leq(a: Policy, b: Policy) -> bool:
         and all(any(leq_tools(mine, theirs) for mine in a.tools) for theirs in b.tools)
         and all(any(leq_rules(mine, theirs) for mine in a.network) for theirs in b.network)
         and a.two_people >= b.two_people
+        and ids.leq(a.identities, b.identities)
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from nucleus.lattice import capability as cap
 from nucleus.lattice import tables
+from nucleus.lattice.identities import MAX_LIST
 from nucleus.lattice.load_network import MODELS, SERVICES
 from nucleus.lattice.network import METHODS, PROTOCOLS
-from nucleus.lattice.policy import BY_TWO, FLOORS, MODES
+from nucleus.lattice.policy import BY_TWO, BY_WHOM, FLOORS, MODES
 
 ID = "https://json-schema.org/draft/2020-12/schema"
 # What the loader refuses and the schema lets pass.
@@ -125,7 +126,9 @@ def _definitions() -> dict[str, Any]:
     return {
         "argument": {"anyOf": [_WORD, one_of, typed]},
         "example": {"anyOf": [{**_WORD, "pattern": "[^ ]"}, {**_list(_WORD), "minItems": 1}]},
+        "callers": _callers(own=True),
         "connection": _connection(),
+        "people": _callers(own=False),
         "rule": _rule(),
         "tool": _tool(),
         "tools": table,
@@ -136,6 +139,28 @@ def _connections() -> dict[str, Any]:
     entry = _ref("connection")
     every = _object({"all_of": {**_list(_list(entry)), "minItems": 1}}, "all_of")
     return {"description": "left out: nothing, and no gateway", "anyOf": [_list(entry), every]}
+
+
+def _callers(own: bool) -> dict[str, Any]:
+    """A list of SPIFFE IDs, or several that all have to admit."""
+    segments = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]+)*"
+    one = rf"spiffe://[a-z0-9._-]{{1,255}}{segments}(/\*)?"
+    item = {"type": "string", "maxLength": 2_048, "pattern": f"^({'own|' if own else ''}{one})$"}
+    items = {**_list(item), "maxItems": MAX_LIST}
+    return {"anyOf": [items, _object({"all_of": {**_list(items), "minItems": 1}}, "all_of")]}
+
+
+def _identities() -> dict[str, Any]:
+    def listed(name: str, description: str) -> dict[str, Any]:
+        return {**_ref(name), "description": description}
+
+    every = listed("callers", "who may; left out: every caller")
+    return _object({
+        "agents": listed("callers", "who may call; left out: [own]"),
+        "approvers": listed("people", "whose yes counts; left out: whoever may approve on this host"),
+        "pods": listed("people", "who may start a pod under this policy; left out: whoever may start one"),
+        "operations": _object(dict.fromkeys(BY_WHOM, every)),
+    })  # fmt: skip
 
 
 def policy_schema() -> dict[str, Any]:
@@ -176,6 +201,7 @@ def policy_schema() -> dict[str, Any]:
         ),
         "time_window": _object(window),
         "isolation": _object({"floor": {"enum": list(FLOORS)}}, "floor"),
+        "identities": _identities(),
         "trifecta": {"anyOf": [{"enum": list(MODES)}, {**_list({"enum": modes}), "minItems": 1}]},
     }  # fmt: skip
     alone = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from nucleus.errors import InvalidError
 from nucleus.lattice import capability as cap
+from nucleus.lattice import identities as ids
 from nucleus.lattice import tables
 from nucleus.lattice.decision import Context, decide, decide_path
 from nucleus.lattice.exposure import NOTHING, Exposure
@@ -115,7 +116,9 @@ def _contexts(base: Context) -> Iterator[Context]:
 
 
 def _odd_contexts(a: Policy, b: Policy, base: Context) -> Iterator[Context]:
-    """Weaker rungs, and both sides of each end of the two windows."""
+    """Callers that one of the two names, weaker rungs, and both sides of each end of the two windows."""
+    for caller in sorted(_callers(a) | _callers(b)):
+        yield replace(base, caller=caller, own=False)
     for rung in FLOORS[:-1]:
         yield replace(base, isolation=rung)
     moments = {base.now_ns}
@@ -129,6 +132,14 @@ def _odd_contexts(a: Policy, b: Policy, base: Context) -> Iterator[Context]:
     for now in sorted(moments):
         for age in sorted(ages):
             yield replace(base, now_ns=now, started_ns=now - age)
+
+
+def _callers(policy: Policy) -> set[str]:
+    """One ID for each entry of ``identities.operations`` that is not the pod's own."""
+    patterns = {
+        one for subject, found in policy.identities if subject.startswith(f"{ids.OPERATIONS}.") for one in found
+    }
+    return {f"{one[:-1]}caller" if one.endswith("/*") else one for one in patterns - {ids.OWN}}
 
 
 # --- candidates ---

@@ -47,6 +47,7 @@ class Plan:
         hands: the work compartment's end of the gate's channel, a stream socket.
         stdio: the agent's three descriptors, or none when it gets a pty (or there is no agent).
         workload: path of the pod's Workload socket, for the agent compartment.
+        spiffe: path of the pod's SPIFFE Workload API, for the same.
         gate_id: the SPIFFE ID that the agent must find at its gate.
     """
 
@@ -59,6 +60,7 @@ class Plan:
     stdio: tuple[int, ...] = ()
     workload: str = ""
     gate_id: str = ""
+    spiffe: str = ""
 
 
 @dataclass(slots=True)
@@ -105,6 +107,10 @@ class Backend(Protocol):
         Hands is ours and may start at once; the agent waits until the authority has `registered` the pod on disk, and
         until hands is ready. `outward`: ``{env, ca}``, what programs are told of the ways out.
         """
+
+    def charge(self, box: Any, pid: int) -> None:
+        """Count a process of ours, which works for this pod's agent alone, as the agent's. Where nothing is counted,
+        nothing is done."""
 
     async def destroy(self, box: Any) -> None:
         """End every process of the pod and remove all that `make` and `start` made. Never raises for what is gone."""

@@ -74,15 +74,30 @@ def _exec(command: Sequence[str], channel: int, parent: int) -> None:
 def main(arguments: Sequence[str], commands: Commands = COMMANDS) -> int:
     """Be a builder until it is over. `commands` is for tests."""
     match list(arguments):
-        case [("--helper" | "--private") as mode, "--state", state, "--runtime", directory]:
-            return _run(mode == "--helper", state, directory, commands)
-        case ["--helper", "--state", state, "--runtime", directory, "--approvers", uids]:
-            return _run(True, state, directory, commands, frozenset(map(int, uids.split(","))))
-    sys.stderr.write("usage: nucleus.pod.boot --helper|--private --state DIR --runtime DIR [--approvers UID,...]\n")
+        case ["--private", "--state", state, "--runtime", directory]:
+            return _run(False, state, directory, commands)
+        case ["--helper", "--state", state, "--runtime", directory, "--idle", idle, *more] if idle.isdecimal():
+            match more:
+                case []:
+                    return _run(True, state, directory, commands, idle=int(idle))
+                case ["--approvers", uids]:
+                    allowed = frozenset(map(int, uids.split(",")))
+                    return _run(True, state, directory, commands, allowed, int(idle))
+    sys.stderr.write(
+        "usage: nucleus.pod.boot --private --state DIR --runtime DIR\n"
+        "       nucleus.pod.boot --helper --state DIR --runtime DIR --idle SECONDS [--approvers UID,...]\n"
+    )
     return 2
 
 
-def _run(helper: bool, state: str, directory: str, commands: Commands, approvers: frozenset[int] = frozenset()) -> int:
+def _run(
+    helper: bool,
+    state: str,
+    directory: str,
+    commands: Commands,
+    approvers: frozenset[int] = frozenset(),
+    idle: int = int(runtime.IDLE_SECONDS),
+) -> int:
     told = _is_open(3)  # asked before anything of ours can become number 3
     syscalls.set_dumpable(False)
     os.umask(0o077)
@@ -102,7 +117,7 @@ def _run(helper: bool, state: str, directory: str, commands: Commands, approvers
 
     gc.enable()
     gc.freeze()
-    return builder.run(state, directory, commands, template, helper=helper, tell=told, approvers=approvers)
+    return builder.run(state, directory, commands, template, helper=helper, tell=told, approvers=approvers, idle=idle)
 
 
 def _lock(directory: str) -> bool:

@@ -2,7 +2,7 @@
 
 `nucleus.pod.boot` starts it, as one of
   --helper   listens on <runtime>/helper.sock; one per runtime directory (flock); ends when stopped or after
-             IDLE_SECONDS without pods and launchers; descriptor 3, if open, gets one byte once it listens
+             `idle` seconds without pods and launchers; descriptor 3, if open, gets one byte once it listens
   --private  serves the one launcher on descriptor 3 and ends with it
 Promises: a peer of another uid (root aside), or from another user, pid or mount namespace, is refused; a launcher's
 pods end when its socket does; when authority, template or zygote ends, everything ends.
@@ -35,12 +35,12 @@ from nucleus.pod.packets import (
     send_packet,
     stream_pair,
 )
-from nucleus.pod.pods import ANSWER_SECONDS, TRUST_DOMAIN, Pod, Pods
+from nucleus.pod.pods import ANSWER_SECONDS, Pod, Pods
 
-IDLE_SECONDS = 300.0
 LAUNCHERS = 256  # connected at a time
 APPROVERS = 64  # of other users, connected at a time
 LIMITS = cgroups.Limits()
+REAP_SECONDS = 0.5  # after the start: the first pod goes first
 NAMESPACE_KINDS = ("user", "pid", "mnt")
 SDK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sdk")
 
@@ -62,13 +62,15 @@ class Builder:
         template: tuple[int, Channel],
         *,
         helper: bool,
+        idle: float = runtime.IDLE_SECONDS,
     ) -> None:
         self.loop = Loop()
         self.helper = helper
         self.pids: dict[str, int] = {"builder": os.getpid()}
         self.pods: Pods | None = None
         self.launchers: set[Launcher] = set()
-        self.busy_until = time.monotonic() + IDLE_SECONDS
+        self._idle = idle
+        self.busy_until = time.monotonic() + idle
         self._state = state
         self._directory = directory
         self._peers: dict[str, children.Peer] = {}
@@ -101,8 +103,9 @@ class Builder:
             raise SandboxError("the builder is stopping", rule="builder.stopping")
         # One after the other: on two processors they would take from the template, for which everything waits.
         identity: dict[str, Any] = {"uid": runtime.AUTHORITY_UID} if root else {}
+        trust_domain = runtime.trust_domain(self._state)
         peer = self._child("authority", boot.start(self._commands["authority"]))
-        authority = peer.call("configure", state_dir=self._state, trust_domain=TRUST_DOMAIN, **identity)
+        authority = peer.call("configure", state_dir=self._state, trust_domain=trust_domain, **identity)
         await self.loop.within(ANSWER_SECONDS, authority, "the authority")
         backend = Namespaces(
             self._peers["zygote"],
@@ -113,8 +116,15 @@ class Builder:
             closed_trees=(self._state, self._directory),
         )
         self.pods = Pods(
-            self.loop, backend, self.authority, self._peers["template"], root=root, directory=self._directory
+            self.loop,
+            backend,
+            self.authority,
+            self._peers["template"],
+            root=root,
+            directory=self._directory,
+            trust_domain=trust_domain,
         )
+        self.loop.later(REAP_SECONDS, self.pods.reap)
         return self.pods
 
     def _lost(self, name: str) -> None:
@@ -165,13 +175,13 @@ class Builder:
             self.stop("the launcher is gone")
 
     def watch_idle(self) -> None:
-        """End the helper once nobody has used it for `IDLE_SECONDS`."""
+        """End the helper once nobody has used it for `idle` seconds."""
         if self.launchers or (self.pods is not None and self.pods.all):
-            self.busy_until = time.monotonic() + IDLE_SECONDS
+            self.busy_until = time.monotonic() + self._idle
         if time.monotonic() >= self.busy_until:
             self.stop("idle")
         else:
-            self.loop.later(min(5.0, IDLE_SECONDS / 4), self.watch_idle)
+            self.loop.later(min(5.0, self._idle / 4), self.watch_idle)
 
 
 class Launcher:
@@ -257,7 +267,7 @@ class Launcher:
         except BaseException:
             close_all(fds)
             raise
-        created = await pods.create(body.get("spec"), fds, self._send)
+        created = await pods.create(body.get("spec"), fds, self._send, self._uid)
         pod = pods.all[created.body["pod"]]
         self._pods[pod.name] = pod
         if not self._open:
@@ -384,13 +394,20 @@ def run(
     helper: bool,
     tell: bool,
     approvers: frozenset[int] = frozenset(),
+    idle: float = runtime.IDLE_SECONDS,
 ) -> int:
-    """Be a builder until it is over. `tell`: descriptor 3 is open. `approvers`: other users who may answer requests."""
+    """Be a builder until it is over.
+
+    Args:
+        tell: descriptor 3 is open.
+        approvers: other users who may answer requests.
+        idle: seconds after which a helper that nobody uses ends.
+    """
     doors = {f"{directory}/helper.sock": frozenset[int]()} if helper else {}
     if approvers:
         doors[runtime.approvers_socket(directory, make=True)] = approvers
     listeners = {path: _listen(path, 0o666 if allowed else 0o600) for path, allowed in doors.items()}
-    builder = Builder(state, directory, commands, template, helper=helper)
+    builder = Builder(state, directory, commands, template, helper=helper, idle=idle)
     _end_on_signals(builder)
     if helper:
         builder.doors = listeners

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
+from nucleus.pod import leftovers
+
 CONTROLLERS = ("memory", "pids", "cpu")
 _PARENT = "nucleus"
 _CPU_PERIOD_US = 100_000
@@ -195,6 +197,22 @@ def remove(group: Group) -> None:
                 if last == _REMOVE_TRIES - 1:
                     raise
                 time.sleep(0.002)
+
+
+def reap() -> list[str]:
+    """Remove groups of pods whose builder is gone, and in which nothing lives; their directories."""
+    gone = []
+    for base in {*_bases()[0].values()}:
+        for name in os.listdir(base):
+            maker = name.removeprefix("pod-").rpartition("-")[0]
+            if not name.startswith("pod-") or leftovers.lives(maker):
+                continue
+            try:
+                os.rmdir(os.path.join(base, name))
+            except OSError:
+                continue  # something lives in it
+            gone.append(os.path.join(base, name))
+    return gone
 
 
 def _procs(directory: str) -> list[str]:

@@ -83,7 +83,7 @@ class Order:
     channel: int | None = None
     stdio: tuple[int, ...] = ()
     toolchains: tuple[tuple[str, str], ...] = ()  # (canonical, as named)
-    workload: str = ""
+    sockets: tuple[tuple[str, str], ...] = ()  # (name under /run/nucleus, where it is on the host)
     read_only: bool = False
     argv: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
@@ -106,6 +106,7 @@ class Order:
         fds = dict(zip(named, packet.fds, strict=True))
         body["toolchains"] = tuple((canonical, asked) for canonical, asked in body.get("toolchains", ()))
         body["argv"] = tuple(body.get("argv", ()))
+        body["sockets"] = tuple((name, path) for name, path in body.get("sockets", ()))
         stdio = tuple(fds.pop(name) for name in STDIO if name in fds)
         return cls(status=status, stdio=stdio, **body, **fds)
 
@@ -199,10 +200,9 @@ def _trees(order: Order, zygote: Zygote) -> view.Trees:
     trees = view.take_parts(zygote.base, agent=order.kind == "agent")
     for canonical, _ in order.toolchains:
         trees.toolchains.append((canonical, view.open_read_only(canonical)))
-    if order.workload:
-        trees.workload = syscalls.open_tree(
-            syscalls.AT_FDCWD, order.workload, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
-        )
+    for name, path in order.sockets:
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+        trees.sockets.append((f"run/nucleus/{name}", syscalls.open_tree(syscalls.AT_FDCWD, path, flags)))
     if order.workspace is not None:
         trees.workspace = _workspace(order)
         os.close(order.workspace)
@@ -441,7 +441,8 @@ def environment(order: Order) -> dict[str, str]:
     base["PATH"] = "/run/nucleus/bin:" + base["PATH"]
     base["PYTHONPATH"] = "/run/nucleus/lib"
     base["NUCLEUS_GATE"] = "https://127.0.0.1:7443"
-    base["SPIFFE_ENDPOINT_SOCKET"] = "unix:///run/nucleus/workload.sock"
+    base["NUCLEUS_WORKLOAD_SOCKET"] = "unix:///run/nucleus/workload.sock"
+    base["SPIFFE_ENDPOINT_SOCKET"] = "unix:///run/nucleus/spiffe.sock"
     return {"TERM": "xterm-256color", **order.env, **base}
 
 

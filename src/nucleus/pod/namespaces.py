@@ -21,14 +21,14 @@ from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.network.drift import Watch
-from nucleus.pod import aftermath, cgroups
+from nucleus.pod import aftermath, cgroups, leftovers
 from nucleus.pod.backend import Facts, Plan, Started
 from nucleus.pod.beneath import identity, open_beneath, remove_placeholders
 from nucleus.pod.children import Peer
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.packets import Packet, checked, close_all, pair, recv_packet, send_packet
 from nucleus.pod.runtime import POD_UID
-from nucleus.pod.spec import refuse_wide
+from nucleus.pod.spec import PodSpec, refuse_wide
 
 STEP_SECONDS = 15.0  # a compartment's way from fork to ready
 KILL_SECONDS = 5.0  # from SIGKILL to gone
@@ -267,7 +267,7 @@ class Namespaces:
                 spare.theirs.close()
                 pid = int((await forked).body["pid"])
                 if self._spare is spare:  # else it was taken meanwhile, and is confined when it is born
-                    self._confine(spare, pid)
+                    self._confine(spare, pid, self._limits)
 
     async def _mapping(self, plan: Plan, kind: str) -> int | None:
         """The user namespace that maps the workspace's owner to the compartment's uid; kept, since slots come back."""
@@ -284,13 +284,31 @@ class Namespaces:
                 os.close(self._mappings.pop(next(iter(self._mappings))))
         return self._mappings[key]
 
-    def _take(self) -> Compartment:
-        """The fork that waits, or a new one."""
+    def _limits_of(self, spec: PodSpec) -> cgroups.Limits:
+        """What a compartment of this pod may use. Raises SandboxError: it names limits that cannot be had here."""
+        asked = spec.resources
+        if asked is None:
+            return self._limits
+        if lacking := cgroups.missing():
+            raise SandboxError(
+                f"the pod's limits cannot be set here: {', '.join(lacking)}",
+                rule="pod.resources",
+                next_step="Run it as root, or leave `resources` out.",
+            )
+        return cgroups.Limits(asked.memory_mib << 20, asked.pids, asked.cpu_percent)
+
+    def _take(self, *, fresh: bool = False) -> Compartment:
+        """The fork that waits, or a new one. `fresh`: the one that waits is in a group with the usual limits."""
+        if fresh:
+            return self._forked()
         spare, self._spare = self._spare, None
         if spare is not None and not spare.gone.done and not spare.ready.done:
             return spare
         if spare is not None:
             self._discard(spare)
+        return self._forked()
+
+    def _forked(self) -> Compartment:
         made = Compartment(self._loop)
         forked = self._call("fork", [made.theirs.fileno()])
         made.theirs.close()  # the packet holds it; when the compartment goes, so does the last copy
@@ -330,12 +348,13 @@ class Namespaces:
         on_exit: OnExit,
     ) -> None:
         plan = box.plan
-        made = self._take()
-        made.become(kind, on_exit, lambda pid: self._confine(made, pid))
+        limits = self._limits_of(plan.spec)
+        made = self._take(fresh=plan.spec.resources is not None)
+        made.become(kind, on_exit, lambda pid: self._confine(made, pid, limits))
         box.compartments[kind] = made
         fds = {"netns": box.netns} | ({} if mapping is None else {"mapping": mapping})
         fields: dict[str, Any] = {"kind": kind, "uid": self.uid(plan.slot, kind), "toolchains": toolchains}
-        fields["pids"] = self._limits.pids
+        fields["pids"] = limits.pids
         if kind == "work":
             fds |= {"workspace": plan.workspace, "channel": plan.hands}
         else:
@@ -354,17 +373,17 @@ class Namespaces:
             "env": env,
             "rows": agent.rows,
             "cols": agent.cols,
-            "workload": plan.workload,
+            "sockets": [("workload.sock", plan.workload), ("spiffe.sock", plan.spiffe)],
             "read_only": plan.spec.share_workspace,
         }
 
-    def _confine(self, made: Compartment, pid: int) -> None:
+    def _confine(self, made: Compartment, pid: int, limits: cgroups.Limits) -> None:
         """Put a compartment into its cgroup; it waits for `go` meanwhile. What cgroups lack here the facts say."""
         if made.group is not None:
             return  # its helper was in it before it was born
         self._count += 1
         try:
-            made.group = cgroups.create(f"pod-{os.getpid()}-{self._count}", self._limits)
+            made.group = cgroups.create(f"pod-{leftovers.mark()}-{self._count}", limits)
             cgroups.add(made.group, pid)
         except ProcessLookupError:
             return  # it failed already, and says so itself on its status channel
@@ -420,6 +439,13 @@ class Namespaces:
             self._loop.task(cut(what))
 
         box.watch = Watch(self._loop, box.watchers, box.digest, check, begin)
+
+    def charge(self, box: NamespacesBox, pid: int) -> None:
+        """See `Backend.charge`."""
+        agent = box.compartments.get("agent")
+        if agent is not None and agent.group is not None:
+            with suppress(OSError):  # it has ended already
+                cgroups.add(agent.group, pid)
 
     async def destroy(self, box: NamespacesBox) -> None:
         """See `Backend.destroy`."""

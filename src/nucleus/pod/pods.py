@@ -26,9 +26,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nucleus.errors import NucleusError, SandboxError
-from nucleus.pod import runtime
+from nucleus.pod import cgroups, runtime
 from nucleus.pod.backend import Plan, check_floor
 from nucleus.pod.children import Peer
+from nucleus.pod.endpoint import Endpoint
+from nucleus.pod.leftovers import Directories
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.namespaces import Namespaces, NamespacesBox, workload_socket
 from nucleus.pod.packets import close_all, stream_pair
@@ -36,7 +38,6 @@ from nucleus.pod.spec import PodSpec
 
 ANSWER_SECONDS = 15.0
 DRAIN_SECONDS = 4.0  # from the end of its channels to the gate's exit; then SIGKILL
-TRUST_DOMAIN = "nucleus.local"
 REASON_CHARACTERS = 1_000  # of why a pod ended, for the log
 Notify = Callable[[dict[str, Any]], None]
 
@@ -51,6 +52,8 @@ class Pod:
     plan: Plan
     notify: Notify
     directory: str
+    lock: int  # of the directory
+    owner: int  # the uid of who starts it, by the kernel
     tools: int = -1  # the gate's channel to the tool host, until the gate has it
     box: NamespacesBox | None = None
     making: Future[NamespacesBox] | None = None
@@ -58,6 +61,7 @@ class Pod:
     gate_pidfd: int = -1
     gateway: int = 0  # its pid; it ends with its gate, whose channel it holds
     gate_gone: Future[None] = field(default_factory=Future)
+    endpoint: Endpoint | None = None  # its SPIFFE Workload API
     registered: bool = False
     started: bool = False
     destroying: Future[None] | None = None
@@ -81,7 +85,15 @@ class Pods:
     """
 
     def __init__(
-        self, loop: Loop, backend: Namespaces, authority: Peer, template: Peer, *, root: bool, directory: str
+        self,
+        loop: Loop,
+        backend: Namespaces,
+        authority: Peer,
+        template: Peer,
+        *,
+        root: bool,
+        directory: str,
+        trust_domain: str,
     ) -> None:
         self._loop = loop
         self.backend = backend
@@ -89,11 +101,22 @@ class Pods:
         self._template = template
         self._root = root
         self._runtime = directory
+        self._trust_domain = trust_domain
         self.all: dict[str, Pod] = {}
         runtime.private_directory(f"{directory}/pods")
+        self._directories = Directories(f"{directory}/pods")
 
-    async def create(self, raw: object, fds: list[int], notify: Notify) -> Created:
-        """Make one pod. Takes the descriptors over.
+    def reap(self) -> None:
+        """What a builder before us has left because it was killed."""
+        with suppress(OSError):
+            self._directories.reap()
+            cgroups.reap()
+
+    def _spiffe(self, namespace: str, name: str) -> str:
+        return f"spiffe://{self._trust_domain}/ns/{namespace}/sa/{name}"
+
+    async def create(self, raw: object, fds: list[int], notify: Notify, owner: int) -> Created:
+        """Make one pod for the user `owner`. Takes the descriptors over.
 
         Raises:
             NucleusError: why there is none; nothing of it is left.
@@ -104,18 +127,18 @@ class Pods:
             _check_descriptors(spec, fds)
             slot = runtime.take_slot(self._runtime)
             name = f"pod-{os.urandom(5).hex()}"
-            directory = f"{self._runtime}/pods/{name}"
-            runtime.private_directory(directory)
+            directory, lock = self._directories.make(name)
         except BaseException:
             close_all(fds)
             if slot is not None:
                 slot.release()
             raise
-        gate_id = _spiffe(spec.namespace, f"gate-{name}")
+        gate_id = self._spiffe(spec.namespace, f"gate-{name}")
         workload = f"{directory}/workload.sock" if spec.agent or spec.serve else ""
         tools = fds.pop() if spec.tools else -1
-        plan = Plan(name, slot.number, spec, directory, fds[0], -1, tuple(fds[1:]), workload, gate_id)
-        pod = Pod(name, slot, spec, plan, notify, directory, tools)
+        spiffe = f"{directory}/spiffe.sock" if workload else ""
+        plan = Plan(name, slot.number, spec, directory, fds[0], -1, tuple(fds[1:]), workload, gate_id, spiffe)
+        pod = Pod(name, slot, spec, plan, notify, directory, lock, owner, tools)
         self.all[name] = pod
         try:
             return await self._create(pod)
@@ -136,8 +159,9 @@ class Pods:
                 ends_with.enter_context(end)
             pod.plan = Plan(
                 pod.plan.pod, pod.plan.slot, pod.spec, pod.directory, pod.plan.workspace, hands.fileno(),
-                pod.plan.stdio, pod.plan.workload, pod.plan.gate_id,
+                pod.plan.stdio, pod.plan.workload, pod.plan.gate_id, pod.plan.spiffe,
             )  # fmt: skip
+            pod.endpoint = self._endpoint(pod) if pod.plan.spiffe else None
             listener = self._workload(pod) if pod.plan.workload else None
             try:
                 # Step 2. The compartments' fork is under way before anything else takes the second core.
@@ -159,6 +183,8 @@ class Pods:
                 globs = [str(glob) for glob in facts["block"]], [str(glob) for glob in facts["protect"]]
                 started = self._loop.task(self.backend.start(box, *globs, recorded, outward))
                 await recorded
+                if pod.endpoint is not None:
+                    pod.endpoint.open()
                 pod.steps["registered"] = (time.monotonic_ns() - began) // 1000
                 done = await started
             finally:
@@ -172,7 +198,9 @@ class Pods:
             isolation = self.backend.facts().as_dict() | {"notes": done.notes}
             fds = [launcher.detach()] + ([done.pty] if done.pty is not None else [])
             policy = {key: facts[key] for key in ("policy_name", "policy_digest", "budget_limit", "floor")}
-            door = {"gate_id": pod.plan.gate_id, "workload": pod.plan.workload} if pod.spec.serve else {}
+            door = {"gate_id": pod.plan.gate_id, "workload": pod.plan.workload, "spiffe": pod.plan.spiffe}
+            if not pod.spec.serve:
+                door = {}
             return Created({"pod": pod.name, "isolation": isolation, "steps": pod.steps, **policy, **door}, fds)
 
     async def _make(self, pod: Pod) -> NamespacesBox:
@@ -195,7 +223,7 @@ class Pods:
         config = {
             "pod": pod.name,
             "namespace": pod.spec.namespace,
-            "trust_domain": TRUST_DOMAIN,
+            "trust_domain": self._trust_domain,
             "policy_text": pod.spec.policy_text,
             "policy_source": pod.spec.policy_source,
             "task": pod.spec.task,
@@ -204,9 +232,9 @@ class Pods:
             "uid": runtime.GATE_UID + pod.slot.number if self._root else os.geteuid(),
             # Who may come in by the agent's door: the agent inside, or the orchestrator that the pod is served to.
             "door": "agent" if pod.spec.agent is not None else "orchestrator" if pod.spec.serve else "",
-            "agent_id": _spiffe(pod.spec.namespace, f"agent-{pod.name}"),
-            "orchestrator_id": _spiffe(pod.spec.namespace, f"orchestrator-{pod.name}"),
-            "gateway_id": _spiffe(pod.spec.namespace, f"gateway-{pod.name}"),
+            "agent_id": self._spiffe(pod.spec.namespace, f"agent-{pod.name}"),
+            "orchestrator_id": self._spiffe(pod.spec.namespace, f"orchestrator-{pod.name}"),
+            "gateway_id": self._spiffe(pod.spec.namespace, f"gateway-{pod.name}"),
             "tools": pod.spec.tools,
             "test_seam": pod.spec.test_seam,
         }
@@ -258,6 +286,8 @@ class Pods:
                 trusted_workspace=pod.spec.trust_workspace,
                 session=pod.spec.session,
                 account=pod.spec.account,
+                owner=pod.owner,
+                pods=facts["pods"],
             ),
             self._authority.call("attach", [authority.fileno()], role="gate", pod=pod.name),
         ]
@@ -266,14 +296,29 @@ class Pods:
             order = {"role": "vault", "pod": pod.name, "names": facts["credentials"]}
             answers.append(self._authority.call("attach", [vault.fileno()], **order))
         if listener is not None:
-            whose = "agent" if pod.spec.agent else "orchestrator"
-            order = {"role": "workload", "pod": pod.name, "uid": self._workload_uid(pod), "whose": whose}
+            order = {"role": "workload", **self._whose(pod)}
             answers.append(self._authority.call("attach", [listener.fileno()], **order))
         for answer in answers:
             await self._loop.within(ANSWER_SECONDS, answer, "the authority")
 
     def _workload(self, pod: Pod) -> socket.socket:
         return workload_socket(pod.plan.workload, self._workload_uid(pod))
+
+    def _endpoint(self, pod: Pod) -> Endpoint:
+        """The pod's SPIFFE Workload API: until somebody connects, a socket and nothing else."""
+
+        def charge(pid: int) -> None:
+            if pod.box is not None:
+                self.backend.charge(pod.box, pid)
+
+        sock = workload_socket(pod.plan.spiffe, self._workload_uid(pod))
+        uid = runtime.WORKLOAD_API_UID + pod.slot.number if self._root else -1
+        return Endpoint(self._loop, self._authority, sock, self._whose(pod), uid, charge)
+
+    def _whose(self, pod: Pod) -> dict[str, Any]:
+        """For the authority: whose identity this pod's sockets hand out, and to whom."""
+        whose = "agent" if pod.spec.agent else "orchestrator"
+        return {"pod": pod.name, "uid": self._workload_uid(pod), "whose": whose}
 
     def _workload_uid(self, pod: Pod) -> int:
         """Who may fetch this pod's SVID: its agent's uid; the orchestrator is whoever started us."""
@@ -315,6 +360,8 @@ class Pods:
 
     async def _destroy(self, pod: Pod, reason: str) -> None:
         _close_tools(pod)
+        if pod.endpoint is not None:
+            await pod.endpoint.close()
         if pod.making is not None:
             with suppress(Exception):  # it could not be made, and undid itself; the rest must go on
                 box = await pod.making
@@ -339,6 +386,7 @@ class Pods:
                 await self._loop.within(ANSWER_SECONDS, closing, "the authority")
         close_all([pod.plan.workspace, *pod.plan.stdio])
         shutil.rmtree(pod.directory, ignore_errors=True)
+        os.close(pod.lock)
         pod.slot.release()
         self.all.pop(pod.name, None)
 
@@ -348,10 +396,6 @@ def _mirror(future: Future[None]) -> Future[None]:
     copy: Future[None] = Future()
     future.when_done(lambda: copy.set(None))
     return copy
-
-
-def _spiffe(namespace: str, name: str) -> str:
-    return f"spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{name}"
 
 
 def _close_tools(pod: Pod) -> None:

@@ -21,14 +21,18 @@ from _socket import AF_UNIX, SO_PEERCRED, SO_SNDBUF, SOCK_CLOEXEC, SOCK_SEQPACKE
 from nucleus.errors import SandboxError
 
 SLOTS = 65_536
+IDLE_SECONDS = 300.0  # without pods and launchers, after which a helper ends
 START_SECONDS = 10.0  # how long a helper may take to listen
 AUTHORITY_UID = 0x70000001
 GATE_UID = 0x70010000
 GATEWAY_UID = 0x70020000
+WORKLOAD_API_UID = 0x70030000
 POD_UID = 0x70100000
 # Not -m: it imports runpy, pkgutil and what they need.
 BUILDER = "import sys; from nucleus.pod.boot import main; sys.exit(main(sys.argv[1:]))"
 ROOT_SLOTS = "/run/nucleus"
+TRUST_DOMAIN, TRUST_DOMAIN_FILE = "nucleus.local", "trust-domain"
+_DOMAIN = "abcdefghijklmnopqrstuvwxyz0123456789.-_"
 
 
 def state_dir() -> str:
@@ -60,6 +64,29 @@ def runtime_dir() -> str:
         path = f"/tmp/nucleus-{os.geteuid()}"  # noqa: S108 -- verified below: ours, not a link, 0700
     private_directory(path)
     return path
+
+
+def trust_domain(state: str) -> str:
+    """What a state directory's ``trust-domain`` says (`nucleus identity trust-domain`); "nucleus.local" without one.
+
+    Raises:
+        SandboxError: rule ``runtime.trust_domain``: it is not a small file of one name.
+    """
+    path = os.path.join(state, TRUST_DOMAIN_FILE)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return TRUST_DOMAIN
+    except OSError as error:
+        raise SandboxError(f"{path}: {error.strerror}", rule="runtime.trust_domain") from error
+    try:
+        data = os.read(fd, 512) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
+    name = data.decode("ascii", "replace").strip()
+    if not 0 < len(name) <= 255 or not all(c in _DOMAIN for c in name):  # SPIFFE-ID, section 2.1
+        raise SandboxError(f"{path} does not hold the name of a trust domain", rule="runtime.trust_domain")
+    return name
 
 
 def private_directory(path: str) -> None:
@@ -314,11 +341,19 @@ def start_helper() -> socket:
     )
 
 
+def idle_seconds() -> int:
+    """`NUCLEUS_HELPER_IDLE`: 1 to 86,400; default `IDLE_SECONDS`. Raises SandboxError: it is something else."""
+    text = os.environ.get("NUCLEUS_HELPER_IDLE", "") or str(int(IDLE_SECONDS))
+    if not text.isascii() or not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 86_400:
+        raise SandboxError("NUCLEUS_HELPER_IDLE is not 1 to 86400 seconds", rule="runtime.idle")
+    return int(text)
+
+
 def _spawn_helper(runtime: str) -> None:
     """Start a helper; return once it listens, or has ended (another one has the lock, or it could not start)."""
     ready, tell = os.pipe2(os.O_CLOEXEC)
     try:
-        words = ["--helper", "--state", state_dir(), "--runtime", runtime]
+        words = ["--helper", "--state", state_dir(), "--runtime", runtime, "--idle", str(idle_seconds())]
         if os.geteuid() == 0 and (others := approvers()):
             words += ["--approvers", ",".join(map(str, others))]
         _spawn(words, tell, detach=True)

@@ -18,6 +18,7 @@ from nucleus.limits import LIMITS
 TOOLCHAINS = 16  # read-only directories of one pod
 ENV_COUNT = 64  # variables of the agent
 ENV_BYTES = 32_768  # all of them together
+RESOURCE_BOUNDS = {"memory_mib": (64, 1_048_576), "cpu_percent": (5, 25_600), "pids": (16, 32_768)}
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Exactly these are too wide or not data: each would show host state, secrets of others, or kernel interfaces.
@@ -44,12 +45,28 @@ class AgentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What each of a pod's compartments may use at most.
+
+    Args:
+        memory_mib: resident memory and page cache.
+        cpu_percent: of one processor; 200 is two whole ones.
+        pids: processes and threads.
+    """
+
+    memory_mib: int = 2_048
+    cpu_percent: int = 200
+    pids: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class PodSpec:
     """One pod, as a launcher asks for it (docs/design.md, "launcher → builder").
 
     session: pods of one name, in one namespace, one after another, share what has been seen; "" for this pod alone.
     account: the budget that it is charged to, as `nucleus.budget.names`; "" for the host's default.
     tools: the last descriptor is a channel to the tool host, for the gate.
+    resources: its limits, or none for the usual ones; where they are asked for and cannot be had, there is no pod.
     serve: no agent inside; the gate's door is the launcher's listening socket, for the orchestrator's SVID.
     """
 
@@ -64,6 +81,7 @@ class PodSpec:
     trust_workspace: bool = False
     toolchains: tuple[str, ...] = ()
     agent: AgentSpec | None = None
+    resources: Resources | None = None
     serve: bool = False
     tools: bool = False
     test_seam: str = ""
@@ -89,6 +107,7 @@ class PodSpec:
             trust_workspace=_flag(values, "trust_workspace"),
             toolchains=tuple(_toolchain(item) for item in _list(values, "toolchains", TOOLCHAINS)),
             agent=None if agent is None else _agent(agent),
+            resources=_resources(values.get("resources")),
             serve=_flag(values, "serve") and _no_agent(agent),
             tools=_flag(values, "tools"),
             test_seam=_text(values, "test_seam", 64),
@@ -114,6 +133,17 @@ def _agent(raw: object) -> AgentSpec:
     if stdio not in ("pty", "pipes"):
         raise InvalidError("agent.stdio is neither pty nor pipes", rule="spec.agent.stdio")
     return AgentSpec(argv, _env(values.get("env", {})), stdio, _size(values, "rows", 24), _size(values, "cols", 80))
+
+
+def _resources(raw: object) -> Resources | None:
+    if raw is None:
+        return None
+    values = _known(raw, Resources, "spec.resources")
+    for name, (least, most) in RESOURCE_BOUNDS.items():
+        value = values.get(name, least)
+        if type(value) is not int or not least <= value <= most:
+            raise InvalidError(f"resources.{name} is not in {least}..{most}", rule=f"spec.resources.{name}")
+    return Resources(**values)
 
 
 def _env(raw: object) -> dict[str, str]:

@@ -119,13 +119,13 @@ class Trees:
     parts: dict[str, int] = field(default_factory=dict)
     links: list[tuple[str, str]] = field(default_factory=list)
     workspace: int = -1
-    workload: int = -1
+    sockets: list[tuple[str, int]] = field(default_factory=list)
     toolchains: list[tuple[str, int]] = field(default_factory=list)
 
     def close(self) -> None:
         """Close all of them."""
-        packets.close_all([*self.parts.values(), *(fd for _, fd in self.toolchains)])
-        packets.close_all(fd for fd in (self.workspace, self.workload) if fd >= 0)
+        packets.close_all([*self.parts.values(), *(fd for _, fd in (*self.toolchains, *self.sockets))])
+        packets.close_all(fd for fd in (self.workspace,) if fd >= 0)
 
 
 def take_parts(base: str, *, agent: bool) -> Trees:
@@ -165,10 +165,10 @@ def build(trees: Trees, *, tmp_bytes: int) -> None:
         os.makedirs(f".{path}", 0o755, exist_ok=True)
         bind(tree, f".{path}")
     trees.toolchains.clear()
-    if trees.workload >= 0:
-        os.close(os.open("run/nucleus/workload.sock", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        bind(trees.workload, "run/nucleus/workload.sock")
-        trees.workload = -1
+    for path, tree in trees.sockets:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        bind(tree, path)
+    trees.sockets.clear()
     if trees.workspace >= 0:
         bind(trees.workspace, "workspace")
         trees.workspace = -1

@@ -4,7 +4,7 @@ Promises: each call is one ``POST /v1/<kind>`` (docs/design.md); a refusal is a 
 code; connections are kept alive and shared between threads, never used past their SVID's life; **nothing is retried**:
 an operation has effects, so when the connection breaks the caller is told that the outcome is unknown (`GateLost`).
 Relies on: `identity` for who we are and whom we talk to. Environment: NUCLEUS_GATE, NUCLEUS_GATE_ID,
-SPIFFE_ENDPOINT_SOCKET.
+NUCLEUS_WORKLOAD_SOCKET.
 Does not: validate arguments (the gate does, strictly), or hold any secret but the SVID's key in memory.
 """
 

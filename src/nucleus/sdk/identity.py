@@ -23,7 +23,8 @@ from typing import Any
 
 from nucleus.sdk import wire
 
-ENDPOINT_ENV = "SPIFFE_ENDPOINT_SOCKET"  # SPIFFE Workload Endpoint, section 4: unix:///path
+ENDPOINT_ENV = "NUCLEUS_WORKLOAD_SOCKET"  # unix:///path of the small protocol, beside the standard's gRPC
+OLD_ENDPOINT_ENV = "SPIFFE_ENDPOINT_SOCKET"  # where there was no other socket: it is the standard's now (ADR 19)
 DEFAULT_ENDPOINT = "unix:///run/nucleus/workload.sock"
 FETCH_TIMEOUT_S = 10.0
 _MFD_NOEXEC_SEAL = 8  # memfd_create(2)
@@ -56,7 +57,7 @@ class Svid:
 
 def socket_path(endpoint: str | None = None) -> str:
     """The path of a ``unix:///…`` endpoint (default: the environment, then ours). Raises IdentityError."""
-    endpoint = endpoint or os.environ.get(ENDPOINT_ENV) or DEFAULT_ENDPOINT
+    endpoint = endpoint or os.environ.get(ENDPOINT_ENV) or os.environ.get(OLD_ENDPOINT_ENV) or DEFAULT_ENDPOINT
     if not endpoint.startswith("unix:///") or "\0" in endpoint:
         raise IdentityError("bad_endpoint", f"{ENDPOINT_ENV} must look like unix:///path")
     return endpoint[len("unix://") :]

@@ -1,8 +1,13 @@
 """The agent's door of one gate: its SVID, the TLS context that follows rotation, the peer check, and revocation.
 
+Who may come in: whom the policy's `identities.agents` name, by the SPIFFE ID that their X509-SVID proves; where it says
+nothing, this pod's own agent (or orchestrator) alone. What they may do there is the decision's.
 Promises: a rotation drops no connection and swaps leaf and trust store together; a revoked peer is cut as soon as the
 authority says so; a gate whose own SVID is revoked cuts everybody and serves nobody until it has another.
-Relies on: the authority, which tells of revocations on the gate's channel after it has answered `revoked`.
+A peer is verified by the bundle of its own trust domain; a foreign one that the policy does not name is refused under
+its own name. A foreign bundle that cannot be had or used counts as none.
+Relies on: the authority, which tells of revocations on the gate's channel after it has answered `revoked`, and of other
+foreign bundles after it has answered `federated`.
 Imported only by gates that have an agent: aiohttp, ssl and cryptography are most of a gate's start-up time.
 """
 
@@ -17,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from aiohttp import web
 from cryptography import x509
 
-from nucleus.errors import NucleusError, UnauthenticatedError
+from nucleus.errors import InvalidError, NucleusError, UnauthenticatedError
 from nucleus.identity import tls
 from nucleus.identity.revocation import DenyList
-from nucleus.identity.svid import X509Svid, pem_to_der
+from nucleus.identity.spiffe_id import SpiffeId
+from nucleus.identity.svid import Roots, X509Svid, pem_to_der
+from nucleus.lattice.identities import OWN, Patterns, admits
 from nucleus.model.principal import Principal
 from nucleus.server.app import Door, Listing
 from nucleus.server.authority import Authority
@@ -32,28 +39,40 @@ if TYPE_CHECKING:
     from nucleus.server.gate import Config
 
 _RETRY_S = 5
+_OWN_ALONE = (frozenset((OWN,)),)
 
 
 class AgentDoor:
-    """See the module. `told` may be called from the start, `open` once, `close` at the end."""
+    """See the module. `told` may be called from the start, `open` once, `close` at the end.
 
-    def __init__(self, config: Config, driver: Driver, authority: Authority) -> None:
+    Args:
+        config: of the gate.
+        driver, authority: the gate's.
+        may_call: the policy's lists of who may come in (`lattice.identities`).
+    """
+
+    def __init__(
+        self, config: Config, driver: Driver, authority: Authority, may_call: tuple[Patterns, ...] = _OWN_ALONE
+    ) -> None:
         self._role: Literal["agent", "orchestrator"] = "agent" if config.door == "agent" else "orchestrator"
         self._expected = config.agent_id if self._role == "agent" else config.orchestrator_id
+        self._may_call = may_call
         self._driver = driver
         self._authority = authority
         self._deny = DenyList()
         self._peers = Peers(self._authenticate, self._deny)
-        self._renew = asyncio.Event()
+        self._renew = asyncio.Event()  # something is to be fetched: foreign roots, and if `_again` an SVID
+        self._again = False
         self._own_serial = 0
         self._records: set[asyncio.Task[Any]] = set()
 
     async def open(self, listener: socket.socket, tools: Listing) -> None:
         """Serve on `listener`. Raises NucleusError: there is no SVID, or nobody can say what is revoked."""
-        for one in await self._authority.revoked():
+        for one in await self._authority.revoked(everybody=self._may_call != _OWN_ALONE):
             self._deny.add(one)
         svid = await self._authority.svid()
         self._holder = tls.RotatingServerContext(svid)
+        self._install(svid, await self._foreign(svid))
         self._own_serial = _serial(svid)
         Handshakes(self._driver).watch(self._holder.context)
         charge = self._authority.charge if self._role == "orchestrator" else None
@@ -82,35 +101,71 @@ class AgentDoor:
 
     def renew(self) -> None:
         """Fetch a new SVID now and not at half-life."""
+        self._again = True
         self._renew.set()
+
+    def federated(self) -> None:
+        """Foreign bundles are others now, says the authority."""
+        self._renew.set()
+
+    async def _foreign(self, svid: X509Svid) -> Roots:
+        """The foreign roots. None of them may stand in the way of ours in OpenSSL's store, which looks by subject."""
+        try:
+            found = await self._authority.federated()
+            own = {x509.load_der_x509_certificate(der).subject for ders in svid.roots().values() for der in ders}
+            return {
+                name: tuple(der for der in ders if x509.load_der_x509_certificate(der).subject not in own)
+                for name, ders in found.items()
+            }
+        except (NucleusError, ValueError):
+            return {}
+
+    def _install(self, svid: X509Svid, foreign: Roots) -> None:
+        """New connections see these; those of foreign trust domains whose roots are others now end."""
+        before = self._holder.roots
+        try:
+            self._holder.update(svid, {**foreign, **svid.roots()})
+        except InvalidError:
+            self._holder.update(svid)  # what OpenSSL cannot read of others does not keep us from our own
+        roots, own = self._holder.roots, svid.spiffe_id.trust_domain
+        changed = {name for name in before if name != own and before[name] != roots.get(name)}
+        if changed:
+            self._peers.cut(lambda peer: SpiffeId.parse(peer.principal.spiffe_id).trust_domain in changed)
 
     def _own_revoked(self) -> bool:
         return self._deny.refuses(str(self._holder.svid.spiffe_id), self._own_serial) if self._own_serial else False
 
     def _authenticate(self, peer: ssl.SSLObject) -> Peer:
-        """The peer must be whom this door is for, this pod's agent or its orchestrator, proven by its X509-SVID."""
+        """The peer must be whom this door is for, proven by its X509-SVID: see the module."""
         if self._own_revoked():
             raise UnauthenticatedError("this gate's own SVID is revoked", rule="svid.revoked")
         proven = tls.proven(peer, self._holder.roots, time.time_ns(), "client")
-        # Another pod's SVID is genuine and still not the peer of this channel.
-        if str(proven.spiffe_id) != self._expected:
-            raise UnauthenticatedError(f"{proven.spiffe_id} is not this pod's {self._role}", rule="svid.pod")
-        return Peer(Principal(self._expected, "x509-svid", self._role), proven.serial, proven.expires_ns)
+        name = str(proven.spiffe_id)
+        own = name == self._expected
+        # Another pod's SVID is genuine and still not the peer of this channel, unless the policy names it.
+        if not admits(self._may_call, name, own=own):
+            if own:
+                raise UnauthenticatedError(f"the policy does not name {name} as a caller", rule="identity.agent")
+            raise UnauthenticatedError(f"{name} is not this pod's {self._role}", rule="svid.pod")
+        # Who is no orchestrator of this pod has no more than an agent has.
+        return Peer(Principal(name, "x509-svid", self._role if own else "agent"), proven.serial, proven.expires_ns)
 
     async def _rotate(self) -> None:
         """Renew at half-life; on failure try again while the old SVID lasts (then TLS fails closed by itself)."""
         failed = False
         while True:
             left_s = (self._holder.svid.renew_at_ns() - time.time_ns()) / 1e9
+            wanted = failed
             try:
                 async with asyncio.timeout(_RETRY_S if failed else max(_RETRY_S, left_s)):
                     await self._renew.wait()
             except TimeoutError:
-                pass
+                wanted = True
             self._renew.clear()
+            wanted, self._again = wanted or self._again, False
             try:
-                svid = await self._authority.svid()
-                self._holder.update(svid)
+                svid = await self._authority.svid() if wanted else self._holder.svid
+                self._install(svid, await self._foreign(svid))
             except NucleusError:
                 failed = True
                 continue

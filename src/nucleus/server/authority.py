@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from typing import Any
 
@@ -26,10 +27,16 @@ Answer = asyncio.Future[Frame]
 
 
 class Authority:
-    """Requests to the authority over the gate's channel. Each raises the error that the authority answered."""
+    """Requests to the authority over the gate's channel. Each raises the error that the authority answered.
 
-    def __init__(self, channel: Channel) -> None:
+    Args:
+        channel: to the authority.
+        approvers: the policy's lists of whose yes counts; () for whoever may approve at all.
+    """
+
+    def __init__(self, channel: Channel, approvers: tuple[frozenset[str], ...] = ()) -> None:
         self._channel = channel
+        self._approvers = [sorted(patterns) for patterns in approvers]
 
     def begin(self, **header: Any) -> Answer:
         """Send a request now; the answer is awaited with `finish`. Requests are answered in their order."""
@@ -113,6 +120,7 @@ class Authority:
                 "decision": decision,
                 "display": list(display),
                 "scopes": [{"kind": scope.kind, "key": scope.key, "shown": scope.shown} for scope in scopes],
+                **({"approvers": self._approvers} if self._approvers else {}),
             }
         )
         try:
@@ -133,10 +141,22 @@ class Authority:
             reason=str(ok.get("reason", "")),
         )
 
-    async def revoked(self) -> list[dict[str, Any]]:
-        """What is revoked and concerns this pod's door; later ones are told on the channel (``revoked``)."""
-        found = (await self._call(op="revoked")).get("revoked")
+    async def revoked(self, *, everybody: bool = False) -> list[dict[str, Any]]:
+        """What is revoked and concerns this pod's door; later ones are told on the channel (``revoked``).
+
+        Args:
+            everybody: others than the pod's own may come in: the names of all count.
+        """
+        found = (await self._call(op="revoked", **({"everybody": True} if everybody else {}))).get("revoked")
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+    async def federated(self) -> dict[str, tuple[bytes, ...]]:
+        """The roots of foreign trust domains, DER; a change is told on the channel (``federated``)."""
+        found: dict[str, tuple[bytes, ...]] = {}
+        for name in (await self._call(op="federated")).get("trust_domains", []):
+            roots = (await self._call(op="federated", trust_domain=name)).get("x509", [])
+            found[str(name)] = tuple(base64.b64decode(one) for one in roots)
+        return found
 
     async def svid(self) -> X509Svid:
         """The gate's own X509-SVID."""

@@ -85,6 +85,7 @@ class Channel(asyncio.Protocol):
         for future in waiting.values():
             if not future.done():
                 future.set_exception(self._broken())
+                future.exception()  # seen: who waited for it may have ended with the channel
         if self._on_closed is not None:
             self._on_closed()
             self._on_closed = None

@@ -58,7 +58,7 @@ class Driver:
 
     Args:
         gate: what the pipeline knows of the pod.
-        decide: the one decision function, with policy and context bound.
+        decide: the one decision function, with policy and context bound; who asks is the principal of `Authenticate`.
         authority, executor: the two that effects go to.
         new_id: makes unique ids (32 hex digits).
         seam: told each step before and after it is performed (``before:Reserve``, ``after:Append:intent``); tests
@@ -68,7 +68,7 @@ class Driver:
     def __init__(
         self,
         gate: Gate,
-        decide: Callable[[Base], Decision],
+        decide: Callable[[Base, Principal], Decision],
         authority: Authority,
         executor: Carrier,
         new_id: Callable[[], str],
@@ -198,8 +198,8 @@ class _Job:
                 return self._parse(raw)
             case fx.Resolve(operation):
                 return await self._interrupt(driver._executor.resolve(operation))
-            case fx.Decide(operation):
-                return driver._decide(operation)
+            case fx.Decide(operation, principal):
+                return driver._decide(operation, principal)
             case fx.Ask(operation, principal, decision, display, scopes):
                 shown = {"rule": decision.rule, "reason": decision.reason, "obligations": list(decision.obligations)}
                 return await self._interrupt(authority.ask(operation, principal.spiffe_id, shown, display, scopes))

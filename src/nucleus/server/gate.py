@@ -24,6 +24,7 @@ from nucleus.gate.pipeline import Gate
 from nucleus.kernel import syscalls
 from nucleus.lattice import Context, Policy, decide, decide_path
 from nucleus.lattice.exposure import Exposure
+from nucleus.lattice.identities import AGENTS, APPROVERS, lists_of
 from nucleus.lattice.session import Session
 from nucleus.model.decision import Decision
 from nucleus.model.operation import Base
@@ -114,6 +115,9 @@ async def serve(
         if frame.header.get("op") == "revoked":
             for door in doors:
                 door.told(frame.header)
+        elif frame.header.get("op") == "federated":
+            for door in doors:
+                door.federated()
         elif changes:
             changes[0].received(frame)
 
@@ -123,7 +127,7 @@ async def serve(
         on_request=told,
         on_closed=stopped.set,
     )
-    authority = Authority(channel)
+    authority = Authority(channel, lists_of(policy.identities, APPROVERS))
     hands = await Channel.over(
         hands_socket, lambda: SandboxError("the pod is gone", rule="hands.gone"), on_closed=stopped.set
     )
@@ -135,7 +139,9 @@ async def serve(
         egress=policy.ways_out(),
     )
 
-    def context() -> Context:
+    own = frozenset((config.agent_id, config.orchestrator_id, config.gateway_id))
+
+    def context(caller: str) -> Context:
         return Context(
             now_ns=time.time_ns(),
             started_ns=started,
@@ -144,11 +150,16 @@ async def serve(
             isolation=config.isolation,
             seen=session.seen,
             knowledge=session.knowledge,
+            caller=caller,
+            own=caller in own,
         )
 
-    def decided(operation: Base) -> Decision:
+    def decided(operation: Base, principal: Principal) -> Decision:
         # What a person changed of the network while the pod runs is in the session's policy.
-        return decide(session.policy, operation, context())
+        return decide(session.policy, operation, context(principal.spiffe_id))
+
+    def connected(operation: Base) -> Decision:
+        return decided(operation, _gateways(config))
 
     executor = Executor(
         hands,
@@ -174,13 +185,15 @@ async def serve(
     if egress is not None:
         attach(driver)
         await egress.configure(policy)
-        changes.append(Changes(channel, session, egress, decided))
+        changes.append(Changes(channel, session, egress, connected))
     else:
-        changes.append(Changes(channel, session, None, decided))
+        changes.append(Changes(channel, session, None, connected))
     if listener is not None:
         from nucleus.server.agent_door import AgentDoor  # aiohttp, ssl, cryptography: only with an agent
 
-        doors.append(AgentDoor(config, driver, authority))  # before it asks what is revoked: nothing is missed
+        doors.append(
+            AgentDoor(config, driver, authority, lists_of(policy.identities, AGENTS))
+        )  # before it asks what is revoked: nothing is missed
         await doors[0].open(listener, visible_tools(policy, tools))
     launcher = await _launcher(config, driver, launcher_socket, stopped.set)
     await stopped.wait()
@@ -196,6 +209,11 @@ async def serve(
     channel.close()
 
 
+def _gateways(config: Config) -> Principal:
+    """What runs in the pod and connects: it speaks for neither the agent nor the person who started it."""
+    return Principal(config.gateway_id, "inherited-channel", "pod")
+
+
 async def _gateway(
     config: Config, policy: Policy, sock: socket.socket, closed: Callable[[], None]
 ) -> tuple[Egress | None, Callable[[Driver], None]]:
@@ -203,8 +221,7 @@ async def _gateway(
     if not policy.needs_gateway():
         sock.close()
         return None, lambda _: None
-    # What runs in the pod speaks for neither the agent nor the person who started it.
-    principal = Principal(config.gateway_id, "inherited-channel", "pod")
+    principal = _gateways(config)
     drivers: list[Driver] = []
     waiting: list[Frame] = []
 

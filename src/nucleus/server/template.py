@@ -24,8 +24,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
-from nucleus.kernel import syscalls
+from nucleus.kernel import reachable, syscalls
 from nucleus.lattice import load_policy
+from nucleus.lattice.identities import PODS, lists_of
 from nucleus.pod import packets
 from nucleus.sanitize import sanitize
 from nucleus.server import gate
@@ -55,6 +56,7 @@ def main() -> int:
     control = socket.socket(fileno=3)
     syscalls.set_dumpable(False)
     syscalls.set_pdeathsig(signal.SIGKILL)
+    reachable.keep()  # gates are forked from here, and have uids of their own
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -156,6 +158,7 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
         "budget_limit": policy.budget_limit,
         "floor": policy.isolation_floor,
         "gateway": policy.needs_gateway(),
+        "pods": [sorted(patterns) for patterns in lists_of(policy.identities, PODS)],
         **outward_facts(policy),
     }
     packets.send_packet(control, {"id": request.get("id"), "ok": facts})

@@ -66,7 +66,7 @@ class Target(NamedTuple):
         return f"postgresql://{self.user}@{host}:{self.port}/{self.database}, schema {self.schema}"
 
 
-def read_target(url: str) -> Target:
+def read_target(url: str, schema: str = "nucleus") -> Target:
     """Step 1.
 
     ``postgresql://USER[:PASSWORD]@HOST[:PORT]/DATABASE[?schema=nucleus&sslmode=verify-full&sslrootcert=FILE…]``; a unix
@@ -89,7 +89,7 @@ def read_target(url: str) -> Target:
     given_port = options.get("port", str(5432 if port is None else port))
     user = options.get("user", unquote(user))
     database = unquote(parts.path.removeprefix("/"))
-    schema = options.get("schema", "nucleus")
+    schema = options.get("schema", schema)
     if not user or not database or "/" in database:
         raise bad_url("it names no user or no database")
     if not given_port.isdecimal() or not 0 < int(given_port) < 65_536:
@@ -273,7 +273,7 @@ class Postgres:
 
     def _connect(self) -> None:
         self._tried = time.monotonic()
-        self._db = _open(self._target)  # 2
+        self._db = open_connection(self._target)  # 2
         try:
             self.execute(
                 f"SET statement_timeout={STATEMENT_MS}; SET lock_timeout={STATEMENT_MS};"
@@ -351,8 +351,8 @@ class _Transaction:
                 self._engine.rollback()
 
 
-def _open(target: Target) -> _Connection:
-    """Step 2. Raises AuditError (rule ``ledger.connect``)."""
+def open_connection(target: Target) -> _Connection:
+    """Step 2, without a schema or a lock. Raises AuditError (rule ``ledger.connect``)."""
     try:
         from pg8000.native import Connection, DatabaseError, Error
     except ImportError:

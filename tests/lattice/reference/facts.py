@@ -60,6 +60,7 @@ class Rules:
     floor: str
     modes: frozenset[str]
     tables: tuple[tuple[Tool, ...], ...]
+    callers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (capability, tools or network; one list), all have to admit
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Moment:
     task: str = ""
     texts: tuple[str, ...] | None = None
     values: tuple[str, ...] = ()
+    caller: str = ""
+    own: bool = True
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,17 @@ def tool_table(random: Random) -> tuple[f.Tool, ...]:
     )
 
 
+CALLERS = ("spiffe://td/a", "spiffe://td/a/b", "spiffe://td/ab", "spiffe://td", "spiffe://tda/b", "spiffe://other/a/b")
+NAMED = ("own", *CALLERS, "spiffe://td/a/*", "spiffe://td/*", "spiffe://other/a/*")
+
+
+def callers(random: Random) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Lists for some operations, long enough to let somebody through."""
+    count = random.choice((0, 0, 0, 1, 2, 4))
+    names = (random.choice((*cap.NAMES, "tools", "run_bash", "git_push")) for _ in range(count))
+    return tuple((name, tuple(random.sample(NAMED, random.choice((0, 2, 5, 7))))) for name in names)
+
+
 def rules(random: Random) -> f.Rules:
     enabled = random.choice((0.15, 0.4, 0.8, 0.95, 1.0, 1.0))
     levels = {name: random.choice(("low_risk", "always")) for name in cap.NAMES if random.random() < enabled}
@@ -209,6 +220,7 @@ def rules(random: Random) -> f.Rules:
                                        ("session", "static"), ("provenance", "session"),
                                        ("provenance", "session", "static")))),
         tables=tuple(dict.fromkeys(tool_table(random) for _ in range(random.choice((1, 1, 1, 2))))),
+        callers=callers(random),
     )  # fmt: skip
 
 
@@ -243,6 +255,7 @@ def policy_of(given: f.Rules) -> Policy:
         isolation_floor=given.floor,
         trifecta="+".join(sorted(given.modes)),
         tools=frozenset(frozenset(map(tool_of, table)) for table in given.tables),
+        identities=frozenset((f"operations.{name}", frozenset(listed)) for name, listed in given.callers),
     )
 
 
@@ -413,11 +426,15 @@ def moment(random: Random, given: f.Rules, known: Learnt) -> tuple[f.Moment, Con
     egress, trusted = random.random() < 0.5, random.random() < 0.5
     private = ("read a",) if random.random() < 0.5 else ()
     untrusted = ("fetch b",) if random.random() < 0.5 else ()
+    own = random.random() < 0.5
+    caller = "spiffe://td/ns/default/sa/agent-1" if own else random.choice(("", *CALLERS))
     told = f.Moment(
-        now, started, egress, trusted, isolation, bool(private), bool(untrusted), known.task, known.texts, known.values
-    )
+        now, started, egress, trusted, isolation, bool(private), bool(untrusted), known.task, known.texts, known.values,
+        caller, own,
+    )  # fmt: skip
     seen = Exposure(private, untrusted, random.random() < 0.3)
-    return told, Context(now, started, egress, trusted, isolation, seen, known.knowledge, known.task)
+    context = Context(now, started, egress, trusted, isolation, seen, known.knowledge, known.task, caller, own)
+    return told, context
 
 
 def case(policies: int, operations: int, contexts: int) -> Case:

@@ -15,6 +15,7 @@ Where the specification says nothing, what the product does was taken over, and 
 - a set of commands has plain ones only; `/opt/x/git` is caught by rules for git, and allowed by its own rule or ``*``
 - who is asked by `approve` is not asked again by the trifecta for the same capability; a tool may be asked by both
 - of a tool, an undeclared one asks for nothing else; truth values are no destination
+- who may is asked for each capability that is needed, whatever its level; the pod's own has `own` and its ID
 - a single letter, and a bare number that is not called one, is no destination that a text can name
 """
 
@@ -86,6 +87,7 @@ def decide(rules: Rules, asked: Asked, moment: Moment) -> Outcome:
     isolation_floor(found, rules, moment)
     time_window(found, rules, moment)
     if asked.kind == "tool":
+        who(found, rules, moment, "tools")
         tool(found, rules, asked, moment)
         return found.outcome("tools." + asked.fields["server"])
     asked = read(rules, asked)
@@ -93,6 +95,7 @@ def decide(rules: Rules, asked: Asked, moment: Moment) -> Outcome:
     for name in needed:
         if level(rules, name) == "never":
             found.deny("capabilities." + name)
+        who(found, rules, moment, name)
     paths(found, rules, asked)
     commands(found, rules, asked)
     hosts(found, rules, asked)
@@ -132,6 +135,20 @@ def time_window(found: Findings, rules: Rules, moment: Moment) -> None:
     over = rules.not_after is not None and moment.now >= rules.not_after
     if age < 0 or age >= rules.duration or moment.now < rules.not_before or over:
         found.deny("time_window")
+
+
+# --- step 3, who ---
+
+
+def who(found: Findings, rules: Rules, moment: Moment, name: str) -> None:
+    """Each list of the operation has to name the caller, by its ID, by a prefix, or as the pod's."""
+    for subject, listed in rules.callers:
+        if subject != name:
+            continue
+        below = {moment.caller[:at] + "/*" for at in range(len(moment.caller)) if moment.caller[at:][:1] == "/"}
+        ways = {moment.caller, *(["own"] if moment.own else []), *below} - {"", "spiffe:/*", "spiffe://*"}
+        if not ways & set(listed):
+            found.deny("identity.operation")
 
 
 # --- step 4 ---

@@ -1,0 +1,1 @@
+"""Where copies of the audit log go (`nucleus-audit ship`): files, PostgreSQL, S3, syslog, OTLP."""

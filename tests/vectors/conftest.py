@@ -1,0 +1,13 @@
+"""Published vectors of others, as they are: installed by `make test-vectors`, and only run by it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+VECTORS = os.environ.get("NUCLEUS_VECTORS", "")  # where they are
+collect_ignore_glob = [] if VECTORS else ["test_*.py"]
