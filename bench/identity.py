@@ -19,6 +19,7 @@ import ssl
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from nucleus.identity import tls
 from nucleus.identity.ca import CertificateAuthority
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import X509Svid
+from nucleus.server.authority import Authority
 
 sys.path.insert(0, TESTS)
 
@@ -45,8 +47,8 @@ REQUESTS_CPU = Metric("HTTP at the door, per second of the server's CPU", "/s", 
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class _Authority:
-    charge = None
+class _Authority(Authority):
+    """Answers at once, without an authority."""
 
     def __init__(self, svid: X509Svid) -> None:
         self._svid = svid
@@ -54,8 +56,11 @@ class _Authority:
     async def svid(self) -> X509Svid:
         return self._svid
 
-    async def revoked(self) -> list[dict[str, Any]]:
+    async def revoked(self, *, everybody: bool = False) -> list[dict[str, Any]]:
         return []
+
+    async def federated(self) -> dict[str, tuple[bytes, ...]]:
+        return {}
 
 
 async def door(listener: socket.socket, svid: X509Svid) -> None:
@@ -70,8 +75,7 @@ async def door(listener: socket.socket, svid: X509Svid) -> None:
 
     config: Any = SimpleNamespace(door="agent", agent_id=str(AGENT), orchestrator_id="")
     driver: Any = SimpleNamespace(run=nothing)
-    authority: Any = _Authority(svid)
-    await AgentDoor(config, driver, authority).open(listener, tools)
+    await AgentDoor(config, driver, _Authority(svid)).open(listener, tools)
 
 
 async def bare(listener: socket.socket, svid: X509Svid) -> None:
@@ -107,6 +111,8 @@ class Server:
         if self.pid == 0:
             try:
                 asyncio.run(_forever(serve(listener, svid)))
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         listener.close()
