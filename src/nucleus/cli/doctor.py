@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
     if extra:
         raise invalid(f"doctor takes no argument {extra[0][:100]!r}")
     from nucleus.errors import SandboxError
-    from nucleus.pod.backend import LADDER
     from nucleus.pod.detect import backend_choice, detect
+    from nucleus.pod.spec import LADDER
 
     if options["floor"] not in ("", "none", *LADDER):
         raise invalid(f"--floor is one of {', '.join(LADDER)}")
@@ -80,8 +80,8 @@ def _backends(options: dict[str, Any]) -> int:
     """The conformance suite against each backend that can be started here; 0 or 6."""
     from nucleus.cli.main import printable
     from nucleus.errors import SandboxError
-    from nucleus.pod.backend import LADDER
     from nucleus.pod.detect import startable
+    from nucleus.pod.spec import LADDER
     from nucleus.testing.conformance.suite import run
 
     least = LADDER.index(options["floor"]) if options["floor"] in LADDER else 0

@@ -29,6 +29,7 @@ usage: nucleus exec [options] -- COMMAND [ARGUMENT...]
   --policy FILE        a policy file
   --workdir DIR        the workspace (default: the current directory)
   --trust-workspace    the workspace's content is not untrusted input
+  --isolation RUNG     at least this rung: namespaces, gvisor, qemu, firecracker (default: the policy's floor)
   --toolchain DIR      show DIR read-only in the pod (repeatable)
   --timeout SECONDS    deadline of the command (default: the gate's, 120): SIGTERM, and SIGKILL a second later
   --stdin              send our standard input (UTF-8, at most 1 MiB) to the command
@@ -43,6 +44,7 @@ OPTIONS = {
     "policy": ONE,
     "workdir": ONE,
     "trust-workspace": FLAG,
+    "isolation": ONE,
     "toolchain": MANY,
     "timeout": ONE,
     "stdin": FLAG,
@@ -90,6 +92,7 @@ def pod_spec(options: dict[str, Any]) -> dict[str, Any]:
         "session": options["session"],
         "account": options["budget-account"] or os.environ.get("NUCLEUS_BUDGET_ACCOUNT", ""),
         "trust_workspace": options["trust-workspace"],
+        "isolation": options["isolation"],
         # Absolute and normalized is what the builder wants; it resolves links itself.
         "toolchains": [os.path.abspath(path) for path in options["toolchain"]],
     }

@@ -41,12 +41,11 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _CORES = re.compile(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,2})?")
 _SPEC = (
     "work_dir", "policy", "timeout_seconds", "session", "budget_account", "task", "trust_workspace", "share_workspace",
-    "toolchains", "resources", "agent",
+    "toolchains", "resources", "isolation", "agent",
 )  # fmt: skip
 _ELSEWHERE = {
     "network": "what a pod may reach is the policy's: network.allow",
     "credentials": "credentials stay on the host: `nucleus credentials`, and network.allow in the policy",
-    "isolation": "the least isolation is the policy's: isolation.floor",
     "budget_model": "what things cost is the policy's: budget",
     "image": "a pod of namespaces shows this machine's own /usr",
     "vsock": "a pod's channels are not for choosing",
@@ -103,7 +102,12 @@ class _Reader:
         policy, source = self.policy(values["policy"], directory)
         spec: dict[str, Any] = {"policy_text": policy, "policy_source": source}
         spec["namespace"] = self.label(metadata["namespace"], "namespace") if "namespace" in metadata else "default"
-        for name, ours in (("session", "session"), ("task", "task"), ("budget_account", "account")):
+        for name, ours in (
+            ("session", "session"),
+            ("task", "task"),
+            ("budget_account", "account"),
+            ("isolation", "isolation"),
+        ):
             if name in values:
                 spec[ours] = self.text(values[name], f"spec.{name}")
         for name in ("trust_workspace", "share_workspace"):

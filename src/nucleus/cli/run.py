@@ -43,6 +43,7 @@ usage: nucleus run [options] -- AGENT [ARGUMENT...]
   --workdir DIR        the workspace (default: the current directory)
   --share-workspace    show the agent a filtered view of the workspace (reads then are not mediated)
   --trust-workspace    the workspace's content is not untrusted input
+  --isolation RUNG     at least this rung: namespaces, gvisor, qemu, firecracker (default: the policy's floor)
   --toolchain DIR      show DIR read-only in the pod (repeatable)
   --task TEXT          the person's own words for the task
   --approvals WHERE    auto: ask on this terminal where the agent cannot reach it; none: do not
@@ -58,6 +59,7 @@ OPTIONS = {
     "workdir": ONE,
     "share-workspace": FLAG,
     "trust-workspace": FLAG,
+    "isolation": ONE,
     "toolchain": MANY,
     "task": ONE,
     "approvals": ONE,

@@ -30,6 +30,7 @@ usage: nucleus serve [options] [-- ORCHESTRATOR [ARGUMENT...]]
   --policy FILE        a policy file
   --workdir DIR        the workspace (default: the current directory)
   --trust-workspace    the workspace's content is not untrusted input
+  --isolation RUNG     at least this rung: namespaces, gvisor, qemu, firecracker (default: the policy's floor)
   --toolchain DIR      show DIR read-only in the pod (repeatable)
   --task TEXT          the person's own words for the task
   --listen ADDR:PORT   a loopback address (default: 127.0.0.1:0, a free port)
@@ -46,6 +47,7 @@ OPTIONS = {
     "policy": ONE,
     "workdir": ONE,
     "trust-workspace": FLAG,
+    "isolation": ONE,
     "toolchain": MANY,
     "task": ONE,
     "listen": ONE,

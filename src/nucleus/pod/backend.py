@@ -12,9 +12,7 @@ from typing import Any, Protocol
 
 from nucleus.errors import SandboxError
 from nucleus.pod.loop import Future
-from nucleus.pod.spec import PodSpec
-
-LADDER = ("namespaces", "gvisor", "qemu", "firecracker")  # weakest first
+from nucleus.pod.spec import LADDER, PodSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +80,10 @@ class Box(Protocol):
 
 
 class Backend(Protocol):
-    """One kind of isolation."""
+    """The compartments that every rung runs in."""
 
-    def facts(self) -> Facts:
-        """What it gives on this machine."""
+    def facts(self, rung: str) -> Facts:
+        """What a pod of `rung` is on this machine. Raises SandboxError: none can be started here, and why."""
 
     async def make(self, plan: Plan, on_exit: Callable[[str, dict[str, Any]], None]) -> Box:
         """Make network and processes, up to where they wait for `start`: nothing untrusted runs yet.
@@ -101,8 +99,9 @@ class Backend(Protocol):
         protect: list[str],
         registered: Future[None],
         outward: dict[str, Any],
+        rung: str,
     ) -> Started:
-        """Apply the policy's hidden and read-only names to every view of the workspace, then run.
+        """Apply the policy's hidden and read-only names to every view of the workspace, then run in this rung.
 
         Hands is ours and may start at once; the agent waits until the authority has `registered` the pod on disk, and
         until hands is ready. `outward`: ``{env, ca}``, what programs are told of the ways out.
@@ -114,6 +113,15 @@ class Backend(Protocol):
 
     async def destroy(self, box: Any) -> None:
         """End every process of the pod and remove all that `make` and `start` made. Never raises for what is gone."""
+
+
+def rung(asked: str, floor: str) -> str:
+    """The rung of a pod: what was asked for, and at least the policy's floor. An unknown name is kept, and refused."""
+    known = [name for name in (asked or LADDER[0], floor) if name not in ("", "none")]
+    for name in known:
+        if name not in LADDER:
+            return name
+    return max(known, key=LADDER.index)
 
 
 def check_floor(facts: Facts, floor: str) -> None:

@@ -12,7 +12,8 @@ step's name, and nothing untrusted has run.
  6. go           wait for the builder's word (it has put us in the cgroup, the gate has parsed the policy);
                  hide and protect names in the workspace (nucleus.pod.names)
  7. pivot        the new root is the root, the old one is detached
- 8. limits       host name, session keyring, resource limits, the standard descriptors
+ 8. limits       host name, session keyring, resource limits, the standard descriptors; a rung with a kernel of its
+                 own goes on from here (nucleus.pod.guests)
  9. privileges   no_new_privs, bounding set and every capability dropped, not dumpable
 10. landlock     files, and no signals or abstract sockets beyond this domain
 11. seccomp
@@ -40,12 +41,14 @@ from typing import Any
 from nucleus.errors import InvalidError, NucleusError, SandboxError
 from nucleus.kernel import landlock, seccomp, syscalls
 from nucleus.pod import names, packets, view
+from nucleus.pod.guests import GUESTS
 from nucleus.pod.runtime import POD_UID
 
 INNER_ID = 1000  # the pod's uid and gid as the pod sees them
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+PARTS = 8  # descriptors of a guest
 WORD_SECONDS = 30.0  # how long a prepared compartment waits for the builder's word
 NOFILE = 4_096
 FILE_BYTES = 4_294_967_296  # RLIMIT_FSIZE, one file
@@ -84,6 +87,8 @@ class Order:
     stdio: tuple[int, ...] = ()
     toolchains: tuple[tuple[str, str], ...] = ()  # (canonical, as named)
     sockets: tuple[tuple[str, str], ...] = ()  # (name under /run/nucleus, where it is on the host)
+    rung: str = "namespaces"  # with the builder's word
+    parts: dict[str, int] = field(default_factory=dict)  # descriptors of the rung's guest, with the word
     read_only: bool = False
     argv: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
@@ -113,7 +118,7 @@ class Order:
 
 STDIO = ("stdin", "stdout", "stderr")
 DESCRIPTORS = frozenset({"netns", "workspace", "mapping", "channel", *STDIO})
-FIELDS = frozenset(Order.__dataclass_fields__) - DESCRIPTORS - {"status", "stdio"}
+FIELDS = frozenset(Order.__dataclass_fields__) - DESCRIPTORS - {"status", "stdio", "rung", "parts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +335,13 @@ def _first(order: Order, zygote: Zygote, trees: view.Trees, steps: _Steps, helpe
         steps.next("limits")
         _limits(order)
         _outlive(helper, order.status)
+        ready = {"ready": True, "placeholders": applied.placeholders, "notes": applied.notes, "steps": steps.taken}
+        if order.kind == "work":
+            ready["known"] = sorted(applied.known)
+        if order.rung in GUESTS:
+            steps.next(order.rung)
+            code = GUESTS[order.rung].enter(order, zygote, ready)
+            return
         steps.next("privileges")
         syscalls.set_no_new_privs()
         syscalls.drop_bounding_set()
@@ -341,9 +353,6 @@ def _first(order: Order, zygote: Zygote, trees: view.Trees, steps: _Steps, helpe
         steps.next("seccomp")
         seccomp.install(zygote.filters["hands" if order.kind == "work" else "agent"])
         steps.next("run")
-        ready = {"ready": True, "placeholders": applied.placeholders, "notes": applied.notes, "steps": steps.taken}
-        if order.kind == "work":
-            ready["known"] = sorted(applied.known)
         code = _hands(order, zygote, ready) if order.kind == "work" else _agent(order, ready)
     except BaseException as error:  # noqa: BLE001 -- every failure is the builder's to know
         _report(order.status, steps.name, error)
@@ -354,10 +363,11 @@ def _first(order: Order, zygote: Zygote, trees: view.Trees, steps: _Steps, helpe
 def _wait_for_word(order: Order) -> names.Applied:
     """Step 6: nothing goes on before the builder's `go`; its end is ours."""
     order.status.settimeout(WORD_SECONDS)
-    word = packets.recv_packet(order.status, max_fds=0)
+    word = packets.recv_packet(order.status, max_fds=PARTS)
     order.status.settimeout(None)
     if word is None or word.body.get("go") is not True:
         raise SandboxError("no word from the builder", rule="pod.go")
+    order.rung, order.parts = word.body["rung"], dict(zip(word.body["parts"], word.fds, strict=True))
     order.env = {**order.env, **word.body["env"]}  # what the policy says of the ways out, whoever asked for what
     if word.body["ca"]:
         order.env |= view.trust(word.body["ca"])

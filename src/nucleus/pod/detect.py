@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucleus.kernel import syscalls
-from nucleus.pod.backend import LADDER
+from nucleus.pod.backend import rung
+from nucleus.pod.guests import GUESTS
 from nucleus.pod.runtime import POD_UID, SLOTS
+from nucleus.pod.spec import LADDER
 
 PROBE_SECONDS = 5.0  # of one probe, from fork to answer
 PROBE_UID = POD_UID + 2 * SLOTS - 2  # the last slot's agent: the last that a real pod would take
@@ -153,24 +155,31 @@ def backend_choice(facts: Sequence[Fact], floor: str = "") -> Choice:
     """
     kvm = next((fact for fact in facts if fact.name == "kvm"), None)
     guest = f"KVM here: {kvm.detail}" if kvm else "KVM was not tried"
+    ready = [name for name in LADDER if name == LADDER[0] or name in GUESTS]
     reasons = {"firecracker": f"; {guest}", "qemu": f"; {guest}", "gvisor": ""}
-    stronger = {name: f"not in this version{reasons[name]}" for name in reversed(LADDER) if name != "namespaces"}
+    stronger = {name: f"not in this version{reasons[name]}" for name in reversed(LADDER) if name not in ready}
+    stronger |= {name: GUESTS[name].lacking() or "by request, or by the policy's floor" for name in reversed(ready[1:])}
     seen = {fact.name for fact in facts}
     unseen = [Fact(name, False, "was not tried", "every pod") for name in sorted(REQUIRED - seen)]
     missing = (*(fact for fact in facts if fact.required and not fact.ok), *unseen)
     if floor not in ("", "none", *LADDER):
         return Choice("", f"the policy's floor {floor!r} is no backend's name", stronger, missing)
-    if floor not in ("", "none", "namespaces"):
-        return Choice("", f"the policy asks for at least {floor}, which is not in this version", stronger, missing)
+    if floor not in ("", "none", "namespaces") and (reason := _lacking(floor)):
+        return Choice("", f"the policy asks for at least {floor}: {reason}", stronger, missing)
     if missing:
         names = ", ".join(fact.name for fact in missing)
         return Choice("", f"a namespaces pod needs what is missing here: {names}", stronger, missing)
-    return Choice("namespaces", "all that a namespaces pod needs was done here", stronger)
+    return Choice(rung("", floor), "all that a namespaces pod needs was done here", stronger)
 
 
 def startable() -> dict[str, str]:
     """Each backend, and why no pod of it can be asked for here; "" where one can (whether it starts, a pod shows)."""
-    return {name: "" if name == "namespaces" else "not in this version" for name in LADDER}
+    return {name: "" if name == "namespaces" else _lacking(name) for name in LADDER}
+
+
+def _lacking(name: str) -> str:
+    guest = GUESTS.get(name)
+    return guest.lacking() if guest is not None else "not in this version"
 
 
 # Probes' frame

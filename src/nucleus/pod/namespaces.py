@@ -1,4 +1,4 @@
-"""The `namespaces` backend: two compartments on the host's kernel, in namespaces of their own, seccomp and Landlock.
+"""The backend: two compartments in namespaces of their own, on the host's kernel or each around a guest's.
 
 Promises: `make` returns once the pod's network exists and its compartments are being prepared; nothing untrusted runs
 before `start`; a compartment is in its cgroup before it is released; `destroy` ends every process by pidfd and cgroup
@@ -25,10 +25,11 @@ from nucleus.pod import aftermath, cgroups, leftovers
 from nucleus.pod.backend import Facts, Plan, Started
 from nucleus.pod.beneath import identity, open_beneath, remove_placeholders
 from nucleus.pod.children import Peer
+from nucleus.pod.guests import GUESTS
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.packets import Packet, checked, close_all, pair, recv_packet, send_packet
 from nucleus.pod.runtime import POD_UID
-from nucleus.pod.spec import PodSpec, refuse_wide
+from nucleus.pod.spec import LADDER, PodSpec, refuse_wide
 
 STEP_SECONDS = 15.0  # a compartment's way from fork to ready
 KILL_SECONDS = 5.0  # from SIGKILL to gone
@@ -69,14 +70,21 @@ class Compartment:
         except OSError:
             self._failed(SandboxError(f"the {self.kind} compartment is gone", rule=f"pod.{self.kind}"))
 
-    def go(self, block: list[str], protect: list[str], outward: dict[str, Any]) -> None:
+    def go(self, block: list[str], protect: list[str], outward: dict[str, Any], rung: str) -> None:
         """Release it."""
+        parts: dict[str, int] = {}
         try:
-            send_packet(self.status, {"go": True, "block": block, "protect": protect, **outward})
+            parts = GUESTS[rung].parts(self.kind) if rung in GUESTS else {}
+            word = {"go": True, "block": block, "protect": protect, "rung": rung, "parts": list(parts), **outward}
+            send_packet(self.status, word, list(parts.values()))
+        except NucleusError as error:
+            self._failed(error)
         except OSError as error:
             self._failed(
                 SandboxError(f"the {self.kind} compartment is gone", rule=f"pod.{self.kind}", next_step=str(error))
             )
+        finally:
+            close_all(parts.values())
 
     def kill(self) -> None:
         """SIGKILL its pid 1, and with it everything in its pid namespace; as soon as it is born when it is not yet."""
@@ -216,9 +224,19 @@ class Namespaces:
         self._closed_down = False
         self._prepare_soon()
 
-    def facts(self) -> Facts:
-        """What it gives on this machine."""
-        return Facts("namespaces", "shared", tuple(self._missing))
+    def facts(self, rung: str) -> Facts:
+        """See `Backend.facts`."""
+        if rung == LADDER[0]:
+            return Facts(rung, "shared", tuple(self._missing))
+        guest = GUESTS.get(rung)
+        reason = guest.lacking() if guest is not None else "it is not in this version"
+        if guest is None or reason:
+            raise SandboxError(
+                f"no pod of {rung!r} can be started here: {reason}; without a floor it would be {LADDER[0]!r}",
+                rule="isolation.floor",
+                next_step="Run `nucleus doctor` to see which kinds of isolation this machine has.",
+            )
+        return Facts(rung, "own", (*self._missing, *guest.missing()))
 
     def uid(self, slot: int, kind: str) -> int:
         """The host uid of a compartment; 0 means the user's own, in the zygote's user namespace."""
@@ -397,9 +415,11 @@ class Namespaces:
         protect: list[str],
         registered: Future[None],
         outward: dict[str, Any],
+        rung: str,
     ) -> Started:
         """See `Backend.start`."""
         started = Started()
+        patience = GUESTS[rung].seconds if rung in GUESTS else STEP_SECONDS
         for kind in ("work", "agent"):
             made = box.compartments.get(kind)
             if made is None:
@@ -408,9 +428,9 @@ class Namespaces:
                 made.ready.result()  # it failed while it was prepared
             if kind == "agent":
                 await registered
-            made.go(block, protect, outward)
+            made.go(block, protect, outward, rung)
             box.protect = protect
-            said = await self._loop.within(STEP_SECONDS, made.ready, f"the {kind} compartment")
+            said = await self._loop.within(patience, made.ready, f"the {kind} compartment")
             placeholders, notes = said.get("placeholders", []), said.get("notes", [])
             box.placeholders += [str(path) for path in placeholders]
             started.notes += [str(note) for note in notes]

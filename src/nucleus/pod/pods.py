@@ -27,14 +27,14 @@ from typing import Any
 
 from nucleus.errors import NucleusError, SandboxError
 from nucleus.pod import cgroups, runtime
-from nucleus.pod.backend import Plan, check_floor
+from nucleus.pod.backend import Facts, Plan, check_floor, rung
 from nucleus.pod.children import Peer
 from nucleus.pod.endpoint import Endpoint
 from nucleus.pod.leftovers import Directories
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.namespaces import Namespaces, NamespacesBox, workload_socket
 from nucleus.pod.packets import close_all, stream_pair
-from nucleus.pod.spec import PodSpec
+from nucleus.pod.spec import LADDER, PodSpec
 
 ANSWER_SECONDS = 15.0
 DRAIN_SECONDS = 4.0  # from the end of its channels to the gate's exit; then SIGKILL
@@ -62,6 +62,7 @@ class Pod:
     gateway: int = 0  # its pid; it ends with its gate, whose channel it holds
     gate_gone: Future[None] = field(default_factory=Future)
     endpoint: Endpoint | None = None  # its SPIFFE Workload API
+    isolation: Facts = field(default_factory=lambda: Facts(LADDER[0], "shared"))  # once its policy is known
     registered: bool = False
     started: bool = False
     destroying: Future[None] | None = None
@@ -170,7 +171,8 @@ class Pods:
                 facts = await self._spawn_gate(pod, [end.fileno() for end in ends])
                 pod.steps["gate"] = (time.monotonic_ns() - began) // 1000
                 # Step 3.
-                check_floor(self.backend.facts(), str(facts["floor"]))
+                pod.isolation = self.backend.facts(rung(pod.spec.isolation, str(facts["floor"])))
+                check_floor(pod.isolation, str(facts["floor"]))
                 # Step 4 and 5 go together: releasing waits for the compartments, registering for the disk.
                 box = await pod.making
                 outward = {"env": facts["env"], "ca": ""}
@@ -181,7 +183,7 @@ class Pods:
                 box.egress = []
                 recorded = self._loop.task(self._register(pod, facts, authority, listener, vault))
                 globs = [str(glob) for glob in facts["block"]], [str(glob) for glob in facts["protect"]]
-                started = self._loop.task(self.backend.start(box, *globs, recorded, outward))
+                started = self._loop.task(self.backend.start(box, *globs, recorded, outward, pod.isolation.backend))
                 await recorded
                 if pod.endpoint is not None:
                     pod.endpoint.open()
@@ -195,7 +197,7 @@ class Pods:
             pod.started = True
             self.backend.watch(box, lambda what: self._drifted(pod, what))
             pod.steps |= done.steps | {"total": (time.monotonic_ns() - began) // 1000}
-            isolation = self.backend.facts().as_dict() | {"notes": done.notes}
+            isolation = pod.isolation.as_dict() | {"notes": done.notes}
             fds = [launcher.detach()] + ([done.pty] if done.pty is not None else [])
             policy = {key: facts[key] for key in ("policy_name", "policy_digest", "budget_limit", "floor")}
             door = {"gate_id": pod.plan.gate_id, "workload": pod.plan.workload, "spiffe": pod.plan.spiffe}
@@ -228,7 +230,7 @@ class Pods:
             "policy_source": pod.spec.policy_source,
             "task": pod.spec.task,
             "trusted_workspace": pod.spec.trust_workspace,
-            "isolation": self.backend.facts().backend,
+            "isolation": pod.spec.isolation,  # at least: the gate, which parses the policy, knows its floor
             "uid": runtime.GATE_UID + pod.slot.number if self._root else os.geteuid(),
             # Who may come in by the agent's door: the agent inside, or the orchestrator that the pod is served to.
             "door": "agent" if pod.spec.agent is not None else "orchestrator" if pod.spec.serve else "",
@@ -282,7 +284,7 @@ class Pods:
                 policy_digest=facts["policy_digest"],
                 policy_name=facts["policy_name"],
                 # What the agent's own tools read of a shared workspace is on no record but this one.
-                isolation=self.backend.facts().as_dict() | ({"unmediated": True} if pod.spec.share_workspace else {}),
+                isolation=pod.isolation.as_dict() | ({"unmediated": True} if pod.spec.share_workspace else {}),
                 trusted_workspace=pod.spec.trust_workspace,
                 session=pod.spec.session,
                 account=pod.spec.account,

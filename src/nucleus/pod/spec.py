@@ -15,6 +15,7 @@ from typing import Any, Literal
 from nucleus.errors import InvalidError
 from nucleus.limits import LIMITS
 
+LADDER = ("namespaces", "gvisor", "qemu", "firecracker")  # the rungs, weakest first
 TOOLCHAINS = 16  # read-only directories of one pod
 ENV_COUNT = 64  # variables of the agent
 ENV_BYTES = 32_768  # all of them together
@@ -68,6 +69,7 @@ class PodSpec:
     tools: the last descriptor is a channel to the tool host, for the gate.
     resources: its limits, or none for the usual ones; where they are asked for and cannot be had, there is no pod.
     serve: no agent inside; the gate's door is the launcher's listening socket, for the orchestrator's SVID.
+    isolation: the rung that is asked for (`LADDER`), or "" for the policy's floor.
     """
 
     policy_text: str = field(repr=False)
@@ -84,6 +86,7 @@ class PodSpec:
     resources: Resources | None = None
     serve: bool = False
     tools: bool = False
+    isolation: str = ""
     test_seam: str = ""
 
     @classmethod
@@ -110,6 +113,7 @@ class PodSpec:
             resources=_resources(values.get("resources")),
             serve=_flag(values, "serve") and _no_agent(agent),
             tools=_flag(values, "tools"),
+            isolation=_rung(values),
             test_seam=_text(values, "test_seam", 64),
         )
 
@@ -230,6 +234,13 @@ def _label(values: dict[str, Any], name: str, default: str) -> str:
     value = values.get(name, default)
     if value != default and (not isinstance(value, str) or not _LABEL.fullmatch(value)):
         raise InvalidError(f"{name} is not a DNS label", rule=f"spec.{name}")
+    return str(value)
+
+
+def _rung(values: dict[str, Any]) -> str:
+    value = values.get("isolation", "")
+    if value not in ("", *LADDER):
+        raise InvalidError(f"isolation is one of {', '.join(LADDER)}", rule="spec.isolation")
     return str(value)
 
 

@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from nucleus.errors import InvalidError, NucleusError, SandboxError
@@ -28,6 +29,7 @@ from nucleus.kernel import reachable, syscalls
 from nucleus.lattice import load_policy
 from nucleus.lattice.identities import PODS, lists_of
 from nucleus.pod import packets
+from nucleus.pod.backend import rung
 from nucleus.sanitize import sanitize
 from nucleus.server import gate
 from nucleus.server.egress import outward_facts
@@ -142,6 +144,7 @@ def _gate(control: socket.socket, request: dict[str, Any], fds: list[int]) -> in
         syscalls.set_name("nucleus-gate")
         loaded = load_policy(config.policy_text, config.policy_source, _profiles)
         policy = loaded.policy
+        config = replace(config, isolation=rung(config.isolation, policy.isolation_floor))
     except NucleusError as error:
         packets.send_packet(control, {"id": request.get("id"), "error": error_object(error)})
         return error.exit_code

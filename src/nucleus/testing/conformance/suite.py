@@ -27,7 +27,7 @@ def run(backend: str, *, short: bool = False, tell: Tell = lambda outcome: None)
     """Try a backend.
 
     Args:
-        backend: a name of `nucleus.pod.backend.LADDER`.
+        backend: a name of `nucleus.pod.spec.LADDER`.
         short: only the checks that matter most (a few seconds).
         tell: called with each outcome as it comes.
     """
