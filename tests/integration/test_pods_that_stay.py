@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from nucleus.testing.conformance.lifecycle import kept
+
 from .site import BIN, USER, Site
 
 FILE = """\
@@ -227,7 +229,9 @@ def census(site: Site) -> dict[str, Any]:
         "mounts": len(Path(f"/proc/{pids['builder']}/mounts").read_text().splitlines()),
         "cgroups": sum(1 for path in Path("/sys/fs/cgroup").glob(f"*/nucleus/pod-*-{pids['builder']}-*")),
         "files": sorted(str(path) for path in (site.directory / "run").glob("*/*")),
-        "descriptors": {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()},
+        "descriptors": {
+            name: sum(not kept(pid, fd) for fd in os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()
+        },
     }
 
 

@@ -245,7 +245,7 @@ def test_the_pools_interact() -> None:
     verdicts: dict[Verdict, int] = {}
 
     @given(policies, contexts)
-    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def count(p: Policy, context: Context) -> None:
         for operation in OPERATIONS:
             found = decide(p, operation, context)

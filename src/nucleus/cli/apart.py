@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from nucleus.cli.main import printable
 from nucleus.cli.options import invalid
@@ -71,5 +72,6 @@ def in_child(work: Callable[[], int]) -> int:
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except KeyboardInterrupt:
-        os.waitpid(pid, 0)
+        with suppress(ChildProcessError):  # it had ended, and the interrupt came before the answer
+            os.waitpid(pid, 0)
         raise

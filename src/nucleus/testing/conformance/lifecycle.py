@@ -42,7 +42,7 @@ class Ended:
             "network namespaces": len({_link(pid, "net") for pid, _ in family(self.builder)}),
         }
         try:
-            seen["descriptors"] = len(os.listdir(f"/proc/{self.builder}/fd"))
+            seen["descriptors"] = sum(not kept(self.builder, fd) for fd in os.listdir(f"/proc/{self.builder}/fd"))
         except PermissionError:
             seen["descriptors"] = -1
         return seen
@@ -60,6 +60,15 @@ class Ended:
 def _lines(path: str) -> list[str]:
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.readlines()
+
+
+def kept(pid: int, fd: str) -> bool:
+    """Is it an id map that the builder keeps, one for each slot that a pod was ever in (at most 64)? Which slot a pod
+    gets depends on the other builders of this machine."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{fd}").startswith("user:")
+    except FileNotFoundError:
+        return True  # the listing's own
 
 
 def _link(pid: int, kind: str) -> str:
