@@ -17,6 +17,7 @@ version: 1
 name: egress
 capabilities: {read_files: always, run_bash: always}
 commands: {allow: everything}
+budget: {limit_usd: "100.00"}  # sixty connections at once hold as many reservations
 network:
   allow:
     - {host: allowed.test, trusted: true}
