@@ -14,6 +14,8 @@ import ctypes
 import errno
 import os
 
+from nucleus.kernel.beneath import open_beneath
+
 SYS_OPENAT2 = 437
 
 RESOLVE_NO_XDEV = 0x01
@@ -37,9 +39,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _NUMBER = ctypes.c_long(SYS_OPENAT2)
+_walked = False  # there is no openat2 here, and we walk
 _renameat2 = _libc.renameat2
 _renameat2.restype = ctypes.c_int
 _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+
+
+def walk_where_missing() -> None:
+    """From now on walk component by component where this kernel has no openat2: for a guest's kernel, and said so
+    explicitly, since a host without it is refused (`nucleus doctor`)."""
+    global _walked
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.close(openat2(here, b".", os.O_PATH, resolve=RESOLVE_BENEATH))
+    except OSError as error:
+        _walked = error.errno == errno.ENOSYS
+    finally:
+        os.close(here)
 
 
 def openat2(dir_fd: int, path: bytes, flags: int, mode: int = 0, *, resolve: int) -> int:
@@ -61,6 +77,8 @@ def openat2(dir_fd: int, path: bytes, flags: int, mode: int = 0, *, resolve: int
     """
     if b"\0" in path:
         raise ValueError("a path cannot hold NUL")
+    if _walked:
+        return open_beneath(dir_fd, path, flags, mode, links=not resolve & RESOLVE_NO_SYMLINKS)
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     pointer = ctypes.byref(how)
     code = 0

@@ -65,6 +65,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
 _PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -73,8 +74,8 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 # The calls numbered alike on both; the rest below.
 _COMMON = {"open_tree": 428, "move_mount": 429, "close_range": 436, "mount_setattr": 442}
 _BY_MACHINE = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "keyctl": 250},
-    "aarch64": {"pivot_root": 41, "capset": 91, "keyctl": 219},
+    "x86_64": {"pivot_root": 155, "capget": 125, "capset": 126, "keyctl": 250},
+    "aarch64": {"pivot_root": 41, "capget": 90, "capset": 91, "keyctl": 219},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -242,6 +243,19 @@ def keep_capabilities(uid: int, *capabilities: int) -> None:
     low = sum(1 << capability for capability in capabilities)
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     _call("capset", header, struct.pack("=6I", low, low, 0, 0, 0, 0))
+
+
+def keep_capabilities_over_exec() -> None:
+    """Every permitted capability becomes inheritable and ambient, so that a program that is run has it, too."""
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    _call("capget", header, data)
+    effective_0, permitted_0, _, effective_1, permitted_1, _ = struct.unpack("=6I", data.raw)
+    both = (effective_0, permitted_0, permitted_0, effective_1, permitted_1, permitted_1)
+    _call("capset", header, struct.pack("=6I", *both))
+    for capability in range(64):
+        if (permitted_0 | permitted_1 << 32) >> capability & 1:
+            _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
 
 
 def close_range(first: int, last: int = 0x7FFFFFFF) -> None:

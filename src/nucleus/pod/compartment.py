@@ -89,6 +89,7 @@ class Order:
     sockets: tuple[tuple[str, str], ...] = ()  # (name under /run/nucleus, where it is on the host)
     rung: str = "namespaces"  # with the builder's word
     parts: dict[str, int] = field(default_factory=dict)  # descriptors of the rung's guest, with the word
+    settings: dict[str, str] = field(default_factory=dict)  # of the rung's guest, with the word
     read_only: bool = False
     argv: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Order:
 
 STDIO = ("stdin", "stdout", "stderr")
 DESCRIPTORS = frozenset({"netns", "workspace", "mapping", "channel", *STDIO})
-FIELDS = frozenset(Order.__dataclass_fields__) - DESCRIPTORS - {"status", "stdio", "rung", "parts"}
+FIELDS = frozenset(Order.__dataclass_fields__) - DESCRIPTORS - {"status", "stdio", "rung", "parts", "settings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +369,7 @@ def _wait_for_word(order: Order) -> names.Applied:
     if word is None or word.body.get("go") is not True:
         raise SandboxError("no word from the builder", rule="pod.go")
     order.rung, order.parts = word.body["rung"], dict(zip(word.body["parts"], word.fds, strict=True))
+    order.settings = word.body["settings"]
     order.env = {**order.env, **word.body["env"]}  # what the policy says of the ways out, whoever asked for what
     if word.body["ca"]:
         order.env |= view.trust(word.body["ca"])

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nucleus.pod.gvisor import Gvisor
+
 if TYPE_CHECKING:
     from nucleus.pod.compartment import Order, Zygote
 
@@ -30,6 +32,9 @@ class Guest(Protocol):
     def lacking(self) -> str:
         """Why no pod of this rung can be started here, with what to do; "" where one can. Found out by doing, once."""
 
+    def settings(self) -> dict[str, str]:
+        """What the compartment has to know of what `lacking` found; ``order.settings`` there."""
+
     def missing(self) -> list[str]:
         """Protections that this rung does not give here, each a short phrase."""
 
@@ -45,4 +50,4 @@ class Guest(Protocol):
         """
 
 
-GUESTS: dict[str, Guest] = {}
+GUESTS: dict[str, Guest] = {guest.name: guest for guest in (Gvisor(),)}

@@ -74,8 +74,10 @@ class Compartment:
         """Release it."""
         parts: dict[str, int] = {}
         try:
-            parts = GUESTS[rung].parts(self.kind) if rung in GUESTS else {}
+            guest = GUESTS.get(rung)
+            parts = guest.parts(self.kind) if guest else {}
             word = {"go": True, "block": block, "protect": protect, "rung": rung, "parts": list(parts), **outward}
+            word["settings"] = guest.settings() if guest else {}
             send_packet(self.status, word, list(parts.values()))
         except NucleusError as error:
             self._failed(error)

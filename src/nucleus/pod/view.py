@@ -153,7 +153,7 @@ def build(trees: Trees, *, tmp_bytes: int) -> None:
     os.chdir(STAGE)
     for name, target in trees.links:
         os.symlink(target, name)
-    for name in ("proc", "tmp", "home/agent", "run/nucleus", "var/tmp", "workspace"):
+    for name in ("proc", "tmp", "home/agent", "run/nucleus", "run/guest", "var/tmp", "workspace"):
         os.makedirs(name, 0o755)
     for name, tree in trees.parts.items():
         os.makedirs(name, 0o755, exist_ok=True)
