@@ -244,7 +244,7 @@ def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"},  # noqa: S108
             {"destination": PLACE, "type": "tmpfs", "source": "tmpfs"},  # ours is not theirs
-            *({"destination": path, "type": "bind", "source": path, "options": ["rw"]} for path in binds),
+            *({"destination": path, "type": "bind", "source": path, "options": ["rbind", "rw"]} for path in binds),
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user")],
@@ -260,7 +260,8 @@ def _started(order: Order, stdio: tuple[int, ...], *, terminal: bool) -> int:
     words = [
         settings["program"], f"--root={PLACE}/state", "--rootless", f"--platform={settings['platform']}",
         "--network=host", "--ignore-cgroups", "--overlay2=none", "--directfs=false", "--host-uds=open",
-        "--file-access-mounts=shared", f"--log={PLACE}/log", "run", f"--bundle={PLACE}/bundle", "pod",
+        "--file-access-mounts=shared", f"--log={PLACE}/log", "--log-format=text",
+        "run", f"--bundle={PLACE}/bundle", "pod",
     ]  # fmt: skip
     pid = os.fork()
     if pid:

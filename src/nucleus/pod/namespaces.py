@@ -47,6 +47,7 @@ class Compartment:
         self.group: cgroups.Group | None = None
         self.pid = 0
         self.pidfd = -1
+        self.born: Future[None] = Future()  # its pid is known, and it is in its cgroup
         self.ready: Future[dict[str, Any]] = Future()
         self.gone: Future[None] = Future()
         self.pty: int | None = None
@@ -113,6 +114,7 @@ class Compartment:
             self.status.close()
 
     def _failed(self, error: Exception) -> None:
+        self.born.fail(error)
         self.ready.fail(error)
 
     def _readable(self) -> None:
@@ -146,6 +148,7 @@ class Compartment:
                 self.kill()
             else:
                 self._on_born(self.pid)
+                self.born.set(None)
         elif "error" in body:
             checked(body)
         elif body.get("ready") is True and not self.ready.done:
@@ -430,6 +433,8 @@ class Namespaces:
                 made.ready.result()  # it failed while it was prepared
             if kind == "agent":
                 await registered
+            # What is forked before it is confined would stay outside for good.
+            await self._loop.within(STEP_SECONDS, made.born, f"the {kind} compartment")
             made.go(block, protect, outward, rung)
             box.protect = protect
             said = await self._loop.within(patience, made.ready, f"the {kind} compartment")
