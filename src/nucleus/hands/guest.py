@@ -15,10 +15,8 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
 
 READY = "ready"
-FILTER = "commands.bpf"
 
 
 def main() -> None:
@@ -29,7 +27,7 @@ def main() -> None:
 
 def _hands(directory: str) -> int:
     from nucleus.hands import main as hands
-    from nucleus.kernel import openat2, syscalls
+    from nucleus.kernel import openat2, seccomp, syscalls
 
     openat2.walk_where_missing()
     channel = socket.socket(fileno=os.dup(0))
@@ -38,14 +36,23 @@ def _hands(directory: str) -> int:
         os.dup2(null, number)
     os.close(null)
     syscalls.set_no_new_privs()
-    command_filter = b""
-    with suppress(FileNotFoundError), open(os.path.join(directory, FILTER), "rb") as file:
-        command_filter = file.read()
+    seccomp.install(_filter(directory, "hands"))
+    command_filter = _filter(directory, "commands")
     _ready(directory)
-    return hands.serve(channel, os.getcwd(), dict(os.environ), command_filter or None, reaper=True)
+    return hands.serve(channel, os.getcwd(), dict(os.environ), command_filter, reaper=True)
+
+
+def _filter(directory: str, name: str) -> bytes:
+    """A seccomp program (nucleus.kernel.seccomp) for this kernel."""
+    with open(os.path.join(directory, f"{name}.bpf"), "rb") as file:
+        return file.read()
 
 
 def _agent(directory: str, argv: list[str]) -> int:
+    from nucleus.kernel import seccomp, syscalls
+
+    syscalls.set_no_new_privs()
+    seccomp.install(_filter(directory, "agent"))
     pid = os.fork()
     if pid == 0:
         _run(argv)

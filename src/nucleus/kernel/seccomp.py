@@ -3,6 +3,8 @@
 Profiles
 - ``agent``: what ordinary programs need (compilers, git, node, python, go, JVM), with the argument rules below.
 - ``hands``: the same and `openat2`, which hands needs. Its arguments are behind a pointer: the other two get ENOSYS.
+- ``guest``: for the host's side of a guest kernel (runsc, a virtual machine's monitor), which needs more: refused is
+  what rules 4 and 6 say, other architectures, `openat2`, io_uring and calls newer than the list of ``agent``.
 - ``commands``: stacked on ``hands`` for what hands starts: `openat2` is ENOSYS. The strictest of stacked answers wins.
 
 Promises of ``agent`` and ``hands``: an allow list; other architectures (x32 included) kill the process. Refused:
@@ -33,7 +35,7 @@ from typing import Literal
 
 from nucleus.kernel.numbers import ALLOWED, KNOWN_MAX
 
-Profile = Literal["agent", "hands", "commands"]
+Profile = Literal["agent", "hands", "commands", "guest"]
 Machine = Literal["x86_64", "aarch64"]
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -46,6 +48,7 @@ _LD, _JA, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data
 _CLONE3 = 435
 _OPENAT2 = 437
+_IO_URING = (425, 426, 427)
 
 _CLONE_NEW_ANY = 0x7E020000
 _SETID_BITS = 0o6000
@@ -121,7 +124,7 @@ def compile_profile(name: Profile, machine: str = "") -> bytes:
         OSError: the machine is not supported.
         ValueError: there is no such profile.
     """
-    if name not in ("agent", "hands", "commands"):
+    if name not in ("agent", "hands", "commands", "guest"):
         raise ValueError("seccomp: no such profile")
     machine = machine or os.uname().machine
     if machine not in _AUDIT_ARCH:
@@ -138,6 +141,8 @@ def compile_profile(name: Profile, machine: str = "") -> bytes:
         asm.when(_JEQ, _OPENAT2, "enosys")
     if name == "commands":
         asm.ret(_ALLOW)
+    elif name == "guest":
+        _all_but_what_stays(asm, machine)
     else:
         _allow_list(asm, machine)
     asm.label("enosys")
@@ -145,6 +150,26 @@ def compile_profile(name: Profile, machine: str = "") -> bytes:
     asm.label("kill")
     asm.ret(_KILL_PROCESS)
     return asm.assemble()
+
+
+def _all_but_what_stays(asm: _Assembler, machine: str) -> None:
+    """The ``guest`` profile: whatever it does, it leaves no setuid file and no device, and breaks no lease."""
+    column = 0 if machine == "x86_64" else 1
+    judged = {*_MODE_ARGUMENT, *_NODE_ARGUMENT, *_OPEN_ARGUMENTS, "fcntl"}
+    present = {
+        name: number for name, pair in ALLOWED.items() if name in judged and (number := pair[column]) is not None
+    }
+    for number in _IO_URING:
+        asm.when(_JEQ, number, "enosys")
+    asm.when(_JGE, KNOWN_MAX + 1, "enosys")
+    for name, number in sorted(present.items()):
+        asm.when(_JEQ, number, name)
+    asm.jump("allow")
+    _lease_block(asm)
+    _mode_blocks(asm, set(present))
+    for label, action in (("allow", _ALLOW), ("eperm", _ERRNO | _EPERM)):
+        asm.label(label)
+        asm.ret(action)
 
 
 def _allow_list(asm: _Assembler, machine: str) -> None:
@@ -231,14 +256,17 @@ def _blocks(asm: _Assembler, numbers: dict[str, int | None]) -> None:
     asm.when(_JEQ, 0xFFFFFFFF, "allow")
     asm.jump("eperm")
 
+    _lease_block(asm)
+    present = {name for name, number in numbers.items() if number is not None}
+    _limit_blocks(asm, present)
+    _mode_blocks(asm, present)
+
+
+def _lease_block(asm: _Assembler) -> None:
     asm.label("fcntl")
     asm.load(_argument(1))
     asm.when(_JEQ, _F_SETLEASE, "eperm")
     asm.jump("allow")
-
-    present = {name for name, number in numbers.items() if number is not None}
-    _limit_blocks(asm, present)
-    _mode_blocks(asm, present)
 
 
 def _limit_blocks(asm: _Assembler, present: set[str]) -> None:

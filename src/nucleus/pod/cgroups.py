@@ -138,6 +138,14 @@ def missing() -> list[str]:
     return [f"cgroup {name}" for name in CONTROLLERS if name not in found]
 
 
+def set_pids(group: Group, pids: int) -> None:
+    """Another number of processes and threads, where they are counted at all. Raises OSError."""
+    for directory in group.directories:
+        path = os.path.join(directory, "pids.max")
+        if os.path.exists(path):
+            _write(path, str(pids))
+
+
 def create(name: str, limits: Limits) -> Group:
     """Make a group with these limits in every controller that is available.
 

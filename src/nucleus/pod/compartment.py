@@ -392,7 +392,7 @@ def _limits(order: Order) -> None:
         (resource.RLIMIT_RTPRIO, 0),
         (resource.RLIMIT_NOFILE, NOFILE),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_NPROC, order.pids),
+        (resource.RLIMIT_NPROC, GUESTS[order.rung].tasks(order.pids) if order.rung in GUESTS else order.pids),
         (resource.RLIMIT_MEMLOCK, 65_536),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):

@@ -41,6 +41,9 @@ class Guest(Protocol):
     def parts(self, kind: str) -> dict[str, int]:
         """Descriptors for the compartment (a kernel, an image); the caller's to close once they are sent."""
 
+    def tasks(self, pids: int) -> int:
+        """How many of the host's processes and threads `pids` of the guest's may take, its kernel's own included."""
+
     def enter(self, order: Order, zygote: Zygote, ready: dict[str, Any]) -> int:
         """Step 9 and after, as the compartment's pid 1, in the new root, with every capability of its user namespace.
 

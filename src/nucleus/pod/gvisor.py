@@ -8,7 +8,8 @@ programs inside are uid 0 without capabilities, which is the pod's uid outside: 
  1. parts     (builder) hands' code and RE2 as an archive; runsc's name and platform, found by starting it
  2. private   a tmpfs at /run/guest for the bundle, the code and runsc's state; /proc without masks, since runsc mounts
               one for itself (the programs have the sentry's)
- 3. start     runsc in a child, with this user namespace's capabilities; 0, 1, 2 are hands' channel or the agent's own
+ 3. start     runsc in a child, with this user namespace's capabilities, under the seccomp profile ``guest``; its 0, 1
+              and 2 are hands' channel or the agent's own
  4. ready     the guest's first process says so; else what runsc said is the error
  5. wait      we drop every capability and wait; the container's end is the compartment's
 
@@ -33,7 +34,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import SandboxError
-from nucleus.kernel import syscalls
+from nucleus.kernel import seccomp, syscalls
 from nucleus.pod import packets, view
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ PLATFORMS = ("systrap", "ptrace")
 START_SECONDS = 30.0
 TRIAL_SECONDS = 10.0
 SAID_BYTES = 2_000
+OWN_THREADS = 96  # of runsc, its gofer and sentry
+THREADS = 200  # of one guest: systrap ends the sentry at 256 (its memory for contexts is used up)
 ARCHIVE_BYTES = 64 << 20
 PACKAGES = ("hands", "kernel")
 MODULES = ("__init__.py", "errors.py", "frames.py", "limits.py", "globs.py")
@@ -79,6 +82,10 @@ class Gvisor:
     def settings(self) -> dict[str, str]:
         """What `enter` needs to know, which only the builder could find out."""
         return {"program": self._program, "platform": self._platform}
+
+    def tasks(self, pids: int) -> int:
+        """See `Guest.tasks`: a thread of the guest is one or two of the host."""
+        return 2 * pids + OWN_THREADS
 
     def parts(self, kind: str) -> dict[str, int]:
         """See `Guest.parts`: the archive of the code that hands is, and of what it imports."""
@@ -118,7 +125,7 @@ class Gvisor:
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", order.rows, order.cols, 0, 0))
             stdio = (slave, slave, slave)
         _private(order, zygote)
-        pid = _started(order, stdio, terminal=master >= 0)
+        pid = _started(order, zygote, stdio, terminal=master >= 0)
         for fd in {*stdio, *order.parts.values()}:
             os.close(fd)
         syscalls.set_no_new_privs()
@@ -203,8 +210,8 @@ def _private(order: Order, zygote: Zygote) -> None:
             content = archive.extractfile(member)
             assert content is not None
             _put(f"{INSIDE}/{member.name}", content.read())
-    if order.kind == "work":
-        _put(f"{INSIDE}/commands.bpf", zygote.filters["commands"])
+    for name in ("hands", "commands") if order.kind == "work" else ("agent",):
+        _put(f"{INSIDE}/{name}.bpf", zygote.filters[name])
     for kind in ("uid", "gid"):  # runsc asks these programs to write its child's map; one line, one id
         script = f'#!/bin/sh\nexec printf "%s\\n" "$2 $3 $4" > "/proc/$1/{kind}_map"\n'
         _put(f"{PLACE}/bin/new{kind}map", script.encode(), 0o755)
@@ -220,6 +227,8 @@ def _put(path: str, data: bytes, mode: int = 0o644) -> None:
 
 def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
     """The container, as OCI's runtime specification 1.0 has it."""
+    from nucleus.pod import compartment
+
     words = ["hands"] if order.kind == "work" else ["agent", *order.argv]
     cwd = "/workspace" if order.kind == "work" or order.read_only else "/home/agent"
     none: list[str] = []
@@ -237,13 +246,23 @@ def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
             "cwd": cwd,
             "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted"), none),
             "noNewPrivileges": True,
+            "rlimits": [
+                {"type": f"RLIMIT_{name}", "soft": bound, "hard": bound}
+                for name, bound in (
+                    ("NPROC", min(order.pids, THREADS)),
+                    ("NOFILE", compartment.NOFILE),
+                    ("FSIZE", compartment.FILE_BYTES),
+                    ("CORE", 0),
+                )
+            ],
         },
         "root": {"path": "/", "readonly": False},  # its mounts are read-only already, and cannot be remounted
         "hostname": "pod",
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"},  # noqa: S108
-            {"destination": PLACE, "type": "tmpfs", "source": "tmpfs"},  # ours is not theirs
+            # Theirs is in the sentry's memory: without a size it would fill up, and the pod would end.
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": [f"size={order.tmp_bytes}"]},  # noqa: S108
+            {"destination": PLACE, "type": "tmpfs", "source": "tmpfs", "options": ["size=65536"]},  # ours is not theirs
             *({"destination": path, "type": "bind", "source": path, "options": ["rbind", "rw"]} for path in binds),
         ],
         "linux": {
@@ -254,13 +273,13 @@ def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _started(order: Order, stdio: tuple[int, ...], *, terminal: bool) -> int:
+def _started(order: Order, zygote: Zygote, stdio: tuple[int, ...], *, terminal: bool) -> int:
     """Step 3; runsc's pid."""
     settings = order.settings
     words = [
         settings["program"], f"--root={PLACE}/state", "--rootless", f"--platform={settings['platform']}",
         "--network=host", "--ignore-cgroups", "--overlay2=none", "--directfs=false", "--host-uds=open",
-        "--file-access-mounts=shared", f"--log={PLACE}/log", "--log-format=text",
+        "--file-access=shared", "--file-access-mounts=shared", f"--log={PLACE}/log", "--log-format=text",
         "run", f"--bundle={PLACE}/bundle", "pod",
     ]  # fmt: skip
     pid = os.fork()
@@ -277,6 +296,7 @@ def _started(order: Order, stdio: tuple[int, ...], *, terminal: bool) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         syscalls.set_pdeathsig(signal.SIGKILL)
         syscalls.keep_capabilities_over_exec()
+        seccomp.install(zygote.filters["guest"])  # what it leaves in the workspace is on the host's disk
         os.execve(words[0], words, {"PATH": f"{PLACE}/bin:/usr/bin:/bin"})  # noqa: S606
     finally:
         os._exit(127)

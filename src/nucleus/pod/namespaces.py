@@ -435,6 +435,11 @@ class Namespaces:
                 await registered
             # What is forked before it is confined would stay outside for good.
             await self._loop.within(STEP_SECONDS, made.born, f"the {kind} compartment")
+            if rung in GUESTS and made.group is not None:
+                try:
+                    cgroups.set_pids(made.group, GUESTS[rung].tasks(self._limits_of(box.plan.spec).pids))
+                except OSError as error:
+                    raise SandboxError(f"cgroup: {error}", rule="pod.cgroup") from error
             made.go(block, protect, outward, rung)
             box.protect = protect
             said = await self._loop.within(patience, made.ready, f"the {kind} compartment")

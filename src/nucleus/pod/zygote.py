@@ -31,7 +31,7 @@ from nucleus.pod import compartment
 from nucleus.pod.packets import Packet, close_all, error_body, recv_packet, send_packet
 
 GATE_ADDRESS = ("127.0.0.1", 7443)
-PROFILES = ("hands", "commands", "agent")
+PROFILES = ("hands", "commands", "agent", "guest")
 
 
 def main() -> int:
