@@ -24,8 +24,8 @@ setup: .venv/.done ## a virtual environment with the locked dependencies (and De
 	@$(BIN)/python -m compileall -q src/nucleus
 	@touch $@
 
-demo: setup ## the main job: an honest task, then a hijacked agent that gets nowhere
-	@$(BIN)/python demo/demo.py
+demo: setup ## the main job: an honest task, then a hijacked agent that gets nowhere (ISOLATION=gvisor)
+	@$(BIN)/python demo/demo.py $(if $(ISOLATION),--isolation $(ISOLATION))
 
 test: setup ## the tests; ends with what was skipped and why
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -2,7 +2,8 @@
 
 Everything is made in a temporary directory, secrets and listeners included, and judged from the host's side: what the
 agent says of itself is only printed. Exits non-zero if any attempt got through, a secret came out, a listener heard
-anything, the audit log does not verify, or the honest work did not succeed.
+anything, the audit log does not verify, or the honest work did not succeed. Arguments are options of `nucleus run`:
+`make demo ISOLATION=gvisor`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ BUG = "total = 4 + len(head) + len(body) + 4"
 FIX = "total = 4 + len(head) + len(body)"
 APPROVED = ["git", "tag", "v1.0"]
 LIMIT_S = 120
+OPTIONS = sys.argv[1:]  # of `nucleus run`: --isolation gvisor
 
 TEST = '''"""Round trip of the frame format."""
 
@@ -162,7 +164,7 @@ class Person(threading.Thread):
 def drive(env: dict[str, str], work: Path, task: str) -> tuple[str, list[dict], int]:
     """Run the agent on a terminal of its own, as a person would; returns its output, its reports, its exit code."""
     argv = [NUCLEUS, "run", "--policy", str(HERE / "policy.yaml"), "--workdir", str(work), "--toolchain"]
-    argv += [str(HERE / "agent"), "--task", task, "--", "python3", str(HERE / "agent" / "agent.py")]
+    argv += [str(HERE / "agent"), *OPTIONS, "--task", task, "--", "python3", str(HERE / "agent" / "agent.py")]
     pid, master = pty.fork()
     if pid == 0:
         os.execve(argv[0], argv, env)

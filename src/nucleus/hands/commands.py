@@ -345,6 +345,8 @@ def _child(program: str, spec: Spec, streams: tuple[int, int, int], status: int)
             signal.signal(handled, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
+        uid = os.geteuid()
+        os.setresuid(uid, uid, uid)  # in a guest ours are not all the same
         os.fchdir(spec.cwd)
         # Out of the way of 0 to 3 first: any of them may be one of ours when hands was started without a stdin.
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*streams, status)]

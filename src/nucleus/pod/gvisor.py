@@ -231,7 +231,8 @@ def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
 
     words = ["hands"] if order.kind == "work" else ["agent", *order.argv]
     cwd = "/workspace" if order.kind == "work" or order.read_only else "/home/agent"
-    none: list[str] = []
+    # hands takes a uid that commands cannot signal, and then has none (nucleus.hands.guest); an agent has none.
+    capabilities = ["CAP_SETUID"] if order.kind == "work" else []
     own = {"containerID": 0, "hostID": os.getuid(), "size": 1}
     binds = ["/tmp", "/home/agent", INSIDE]  # noqa: S108 -- the pod's own
     if order.kind == "work" or order.read_only:
@@ -244,7 +245,7 @@ def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
             "args": [PYTHON, "-ISc", START % INSIDE, *words],
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": cwd,
-            "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted"), none),
+            "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted"), capabilities),
             "noNewPrivileges": True,
             "rlimits": [
                 {"type": f"RLIMIT_{name}", "soft": bound, "hard": bound}
