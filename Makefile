@@ -6,7 +6,7 @@ DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
 
 .DEFAULT_GOAL := help
-.PHONY: docs help setup demo test test-backends test-egress test-real test-spiffe test-api test-sinks test-vectors test-bare test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-ledger bench-identity bench-ship fuzz simulate kill cycles prove clean audit-deps dist audit-offline release
+.PHONY: docs help setup demo test runsc test-backends test-egress test-real test-spiffe test-api test-sinks test-vectors test-bare test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-ledger bench-identity bench-ship fuzz simulate kill cycles prove clean audit-deps dist audit-offline release
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,10 +32,15 @@ test: setup ## the tests; ends with what was skipped and why
 	  missing=$$(for p in $(DEBIAN_TEST); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
 	fi
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh supply/runsc.sh || echo "no runsc here"; fi
 	@$(BIN)/pytest
 
+runsc: ## gVisor's runsc to /usr/local/bin, from Debian 13 (root)
+	@sh supply/runsc.sh
+
 test-backends: setup ## every promise of a pod, tried against each kind of isolation that this machine can start
-	@$(BIN)/pytest tests/pod/test_conformance.py && $(BIN)/nucleus doctor --backends --full
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh supply/runsc.sh || echo "no runsc here"; fi
+	@NUCLEUS_BACKENDS=all $(BIN)/pytest tests/pod/test_conformance.py tests/integration/test_gvisor.py && $(BIN)/nucleus doctor --backends --full
 
 test-egress: setup ## every attempt to get out of a pod, and what is to work
 	@$(BIN)/pytest tests/network tests/adversarial/test_egress.py $(wildcard tests/adversarial/test_opened_attacks.py) \

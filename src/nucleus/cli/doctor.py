@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nucleus.pod.detect import Choice, Fact
 
 USAGE = """\
-usage: nucleus doctor [--workspace DIR] [--floor BACKEND] [--backends [--full]] [--json]
+usage: nucleus doctor [--workspace DIR] [--floor BACKEND] [--backends [--only BACKEND] [--full]] [--json]
 
 What this machine can do for a pod, each found by trying it. Exit code 0: a pod can be made; 6: it cannot.
 
@@ -27,6 +27,7 @@ What this machine can do for a pod, each found by trying it. Exit code 0: a pod 
   --floor BACKEND   the weakest backend that will do: namespaces, gvisor, qemu, firecracker
   --backends        make pods of each backend that can be started here (not weaker than --floor) and check what every
                     pod promises; exit code 6 when one does not keep it
+  --only BACKEND    with --backends: this one alone
   --full            with --backends: every check, not only those that matter most
   --json            for programs
 """
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     """Run the verb: 0 or 6. Raises InvalidError."""
     from nucleus.cli.options import FLAG, ONE, invalid, parse
 
-    words = {"workspace": ONE, "floor": ONE, "backends": FLAG, "full": FLAG, "json": FLAG, "help": FLAG}
+    words = {"workspace": ONE, "floor": ONE, "backends": FLAG, "only": ONE, "full": FLAG, "json": FLAG, "help": FLAG}
     options, extra = parse(argv, words)
     if options["help"]:
         sys.stdout.write(USAGE)
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> int:
         raise invalid(f"--floor is one of {', '.join(LADDER)}")
     if options["full"] and not options["backends"]:
         raise invalid("--full goes with --backends")
+    if options["only"] and (not options["backends"] or options["only"] not in LADDER):
+        raise invalid(f"--only goes with --backends, and is one of {', '.join(LADDER)}")
     if options["backends"]:
         return _backends(options)
     facts = detect(os.path.abspath(options["workspace"] or os.getcwd()))
@@ -85,9 +88,10 @@ def _backends(options: dict[str, Any]) -> int:
     from nucleus.testing.conformance.suite import run
 
     least = LADDER.index(options["floor"]) if options["floor"] in LADDER else 0
-    found = startable()
+    wanted = [options["only"]] if options["only"] else list(LADDER[least:])
+    found = startable(wanted)
     reports, rows = [], []
-    for name in LADDER[least:]:
+    for name in wanted:
         if reason := found[name]:
             rows.append(f"{name}: not tried: {reason}")
             continue
@@ -99,7 +103,7 @@ def _backends(options: dict[str, Any]) -> int:
     if options["json"]:
         import json
 
-        not_tried = {name: found[name] for name in LADDER[least:] if found[name]}
+        not_tried = {name: found[name] for name in wanted if found[name]}
         body = {"ok": code == 0, "exit_code": code, "backends": [r.as_dict() for r in reports], "not_tried": not_tried}
         sys.stdout.write(json.dumps(body, indent=2) + "\n")
     else:

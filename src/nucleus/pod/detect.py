@@ -172,9 +172,9 @@ def backend_choice(facts: Sequence[Fact], floor: str = "") -> Choice:
     return Choice(rung("", floor), "all that a namespaces pod needs was done here", stronger)
 
 
-def startable() -> dict[str, str]:
-    """Each backend, and why no pod of it can be asked for here; "" where one can (whether it starts, a pod shows)."""
-    return {name: "" if name == "namespaces" else _lacking(name) for name in LADDER}
+def startable(names: Sequence[str]) -> dict[str, str]:
+    """Why no pod of each of these can be asked for here; "" where one can (whether it starts, a pod shows)."""
+    return {name: "" if name == "namespaces" else _lacking(name) for name in names}
 
 
 def _lacking(name: str) -> str:

@@ -21,8 +21,10 @@ see what they see of any pod; `missing` says so.
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import io
 import json
+import marshal
 import os
 import signal
 import stat
@@ -171,25 +173,35 @@ def _archive() -> int:
     import re2
 
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    where = os.path.dirname(os.path.abspath(str(re2.__file__)))
+    sources = [(f"{package}/{name}", f"nucleus/{name}") for name in MODULES]
+    for room in PACKAGES:
+        sources += [
+            (f"{package}/{room}/{name}", f"nucleus/{room}/{name}") for name in sorted(os.listdir(f"{package}/{room}"))
+        ]
+    sources += [(f"{where}/{name}", f"re2/{name}") for name in sorted(os.listdir(where))]
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
-        for name in MODULES:
-            archive.add(f"{package}/{name}", f"nucleus/{name}")
-        for room in PACKAGES:
-            for name in sorted(os.listdir(f"{package}/{room}")):
-                if name.endswith(".py"):
-                    archive.add(f"{package}/{room}/{name}", f"nucleus/{room}/{name}")
-        where = os.path.dirname(os.path.abspath(str(re2.__file__)))
-        for directory, _, names in sorted(os.walk(where)):
-            for name in sorted(names):
-                if name.endswith((".py", ".so")):
-                    path = os.path.join(directory, name)
-                    archive.add(path, f"re2/{os.path.relpath(path, where)}")
+        for path, name in sources:
+            if name.endswith((".py", ".so")):
+                with open(path, "rb") as file:
+                    data = file.read()
+                if name.endswith(".py"):  # as its interpreter, which is ours, would have it: nothing is compiled there
+                    name, data = f"{name}c", _compiled(data, f"{INSIDE}/{name}")
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     data = made.getvalue()
     fd = os.memfd_create("nucleus-guest-code", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, data)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return fd
+
+
+def _compiled(source: bytes, name: str) -> bytes:
+    """A .pyc that is not checked against a source (PEP 552)."""
+    code = marshal.dumps(compile(source, name, "exec", dont_inherit=True))
+    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + code
 
 
 def _private(order: Order, zygote: Zygote) -> None:
@@ -245,7 +257,7 @@ def bundle(order: Order, env: dict[str, str]) -> dict[str, Any]:
             "args": [PYTHON, "-ISc", START % INSIDE, *words],
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": cwd,
-            "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted"), capabilities),
+            "capabilities": {"bounding": [], "inheritable": [], "effective": capabilities, "permitted": capabilities},
             "noNewPrivileges": True,
             "rlimits": [
                 {"type": f"RLIMIT_{name}", "soft": bound, "hard": bound}
@@ -280,7 +292,7 @@ def _started(order: Order, zygote: Zygote, stdio: tuple[int, ...], *, terminal: 
     words = [
         settings["program"], f"--root={PLACE}/state", "--rootless", f"--platform={settings['platform']}",
         "--network=host", "--ignore-cgroups", "--overlay2=none", "--directfs=false", "--host-uds=open",
-        "--file-access=shared", "--file-access-mounts=shared", f"--log={PLACE}/log", "--log-format=text",
+        "--file-access-mounts=shared", f"--log={PLACE}/log", "--log-format=text",
         "run", f"--bundle={PLACE}/bundle", "pod",
     ]  # fmt: skip
     pid = os.fork()
@@ -296,7 +308,8 @@ def _started(order: Order, zygote: Zygote, stdio: tuple[int, ...], *, terminal: 
         os.closerange(3, 65_536)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         syscalls.set_pdeathsig(signal.SIGKILL)
-        syscalls.keep_capabilities_over_exec()
+        syscalls.keep_capabilities_over_exec()  # ambient ones pass no_new_privs
+        syscalls.set_no_new_privs()
         seccomp.install(zygote.filters["guest"])  # what it leaves in the workspace is on the host's disk
         os.execve(words[0], words, {"PATH": f"{PLACE}/bin:/usr/bin:/bin"})  # noqa: S606
     finally:
