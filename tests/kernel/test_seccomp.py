@@ -341,7 +341,7 @@ def under(profile: str, work: Callable[[], Any], *, uid: int | None = None) -> A
 
     def confined() -> Any:
         syscalls.set_no_new_privs()
-        seccomp.install(seccomp.compile_profile("agent" if profile == "agent" else "hands"))
+        seccomp.install(seccomp.compile_profile(profile if profile in ("agent", "guest") else "hands"))
         if profile == "commands":
             seccomp.install(seccomp.compile_profile("commands"))
         return work()
@@ -420,7 +420,8 @@ def test_tiocsti_is_refused_on_a_terminal_of_ones_own(high: int) -> None:
 
 
 @needs_machine
-def test_no_setuid_file_by_any_door(tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["commands", "guest"])
+def test_no_setuid_file_by_any_door(tmp_path: Path, profile: str) -> None:
     def work() -> dict[str, int]:
         os.umask(0)
         os.chdir(tmp_path)
@@ -437,7 +438,7 @@ def test_no_setuid_file_by_any_door(tmp_path: Path) -> None:
             "openat2": raw(437, -100, b"by-openat2", how, 24),
         }
 
-    found = under("commands", work)
+    found = under(profile, work)
     assert found.pop("openat2") == errno.ENOSYS
     assert set(found.values()) == {errno.EPERM}, found
     assert not [path for path in tmp_path.iterdir() if path.stat().st_mode & 0o6000]
