@@ -21,6 +21,7 @@ see what they see of any pod; `missing` says so.
 from __future__ import annotations
 
 import fcntl
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -200,8 +201,8 @@ def _archive() -> int:
 
 def _compiled(source: bytes, name: str) -> bytes:
     """A .pyc that is not checked against a source (PEP 552)."""
-    code = marshal.dumps(compile(source, name, "exec", dont_inherit=True))
-    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + code
+    code = importlib.machinery.SourceFileLoader("guest", name).source_to_code(source, name)
+    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code)
 
 
 def _private(order: Order, zygote: Zygote) -> None:
