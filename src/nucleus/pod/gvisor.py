@@ -21,11 +21,8 @@ see what they see of any pod; `missing` says so.
 from __future__ import annotations
 
 import fcntl
-import importlib.machinery
-import importlib.util
 import io
 import json
-import marshal
 import os
 import signal
 import stat
@@ -187,8 +184,6 @@ def _archive() -> int:
             if name.endswith((".py", ".so")):
                 with open(path, "rb") as file:
                     data = file.read()
-                if name.endswith(".py"):  # as its interpreter, which is ours, would have it: nothing is compiled there
-                    name, data = f"{name}c", _compiled(data, f"{INSIDE}/{name}")
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
@@ -197,12 +192,6 @@ def _archive() -> int:
     os.write(fd, data)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return fd
-
-
-def _compiled(source: bytes, name: str) -> bytes:
-    """A .pyc that is not checked against a source (PEP 552)."""
-    code = importlib.machinery.SourceFileLoader("guest", name).source_to_code(source, name)
-    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code)
 
 
 def _private(order: Order, zygote: Zygote) -> None:
