@@ -96,7 +96,7 @@ def _judge(answer: Answer, sent: int) -> None:
         partial = json.loads(answer.body).get("partialSuccess") or {}
         rejected = int(partial.get("rejectedLogRecords", 0))  # an int64 is text in this JSON
         said = str(partial.get("errorMessage", ""))
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, RecursionError, OverflowError):  # 1e999 is JSON, too
         raise Rejected("the collector's answer is not OTLP") from None
     if rejected:
         raise Rejected(f"the collector rejects {rejected} of {sent} records: {said}")
