@@ -25,8 +25,10 @@ from integration.test_identity_api import OTHER, Served, call, first, refused, r
 from integration.test_serve import Served as Gate
 from integration.test_serve import call as call_gate
 from integration.workload_client import connected
-from nucleus.identity import bundle
+from nucleus.errors import SandboxError
+from nucleus.identity import bundle, bundle_client
 from nucleus.identity import workload_proto as proto
+from nucleus.identity.federation import Relationship
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import pem_to_der
 from nucleus.identity.tls import client_context, peer_chain
@@ -249,6 +251,7 @@ def test_a_sequence_never_goes_back(served: Served, domain: Domain, web: Server,
     [
         b"HTTP/1.1 302 Found\r\nLocation: http://localhost/\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: https://" + b"a" * 64 + b".example/\r\nContent-Length: 0\r\n\r\n",
         b'HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"keys": []}',
         b'HTTP/1.1 200 OK\r\n\r\n{"keys": []}',
         b"HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n" + b" " * 400_000,
@@ -259,6 +262,7 @@ def test_a_sequence_never_goes_back(served: Served, domain: Domain, web: Server,
     ids=[
         "redirect to http",
         "redirect in a circle",
+        "redirect to no name",
         "truncated",
         "no length",
         "oversize",
@@ -271,8 +275,33 @@ def test_answers_that_are_no_bundle(served: Served, web: Server, tmp_path: Path,
     web.raw = raw
     done = federate(served, web.url, tmp_path / "root.pem")
     assert done.returncode not in (0, 70)
-    assert "Traceback" not in done.stderr
+    assert "internal_error" not in done.stderr, done.stderr
     assert federations(served) == []
+
+
+def test_a_name_with_many_silent_addresses_takes_no_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = []
+    for _ in range(6):
+        door = socket.socket()
+        door.bind(("127.0.0.1", 0))
+        door.listen(0)
+        silent.append(door)
+        for _ in range(3):  # its queue is full: nobody answers the next one
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(door.getsockname())
+            silent.append(waiting)
+    doors = [each for each in silent if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", door.getsockname()) for door in doors]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(bundle_client, "FETCH_S", 1.0)
+    one = Relationship(FOREIGN, "https://many.example/", "https_web", "", "", "", 0)
+    began = time.monotonic()
+    with pytest.raises(SandboxError):
+        bundle_client.fetch(one, {})
+    assert time.monotonic() - began < 3
+    for each in silent:
+        each.close()
 
 
 def test_redirects_are_followed_a_little_and_prove_the_same(

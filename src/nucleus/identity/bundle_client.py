@@ -60,7 +60,7 @@ def _fetched(one: Relationship, roots: Roots, url: str, deadline: float) -> tupl
     """(where it redirects to, "") or ("", its document)."""
     host, port, target = check_url(url)
     try:
-        with socket.create_connection((host, port), _left(deadline)) as raw:  # 1
+        with _connected(host, port, deadline) as raw:  # 1
             raw.settimeout(_left(deadline))
             context = _spiffe_context(roots) if one.profile == SPIFFE else _web_context(one.web_roots)
             with context.wrap_socket(raw, server_hostname=host, suppress_ragged_eofs=False) as tls:
@@ -75,8 +75,27 @@ def _fetched(one: Relationship, roots: Roots, url: str, deadline: float) -> tupl
     except ssl.SSLCertVerificationError as error:
         why = error.verify_message or "verification failed"
         raise UnauthenticatedError(f"the endpoint's certificate is refused: {why}", rule="identity.endpoint") from error
+    except UnicodeError as error:  # a redirect may name what is no name: a label of 64 letters
+        raise InvalidError("the endpoint's URL names no host", rule="identity.endpoint") from error
     except OSError as error:
         raise SandboxError(f"the endpoint cannot be reached: {error}", rule="identity.endpoint") from error
+
+
+def _connected(host: str, port: int, deadline: float) -> socket.socket:
+    """A TCP connection to one of the host's addresses, of which whoever answers for its name may list many."""
+    failed: OSError = OSError("it has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        found = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        try:
+            found.settimeout(_left(deadline))
+            found.connect(address)
+            return found
+        except BaseException as error:
+            found.close()
+            if not isinstance(error, OSError):
+                raise
+            failed = error
+    raise failed
 
 
 def _context() -> ssl.SSLContext:
