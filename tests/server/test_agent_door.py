@@ -18,11 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from identity.test_upstream import Above
 from nucleus.identity import tls
 from nucleus.identity.ca import CertificateAuthority
 from nucleus.identity.revocation import make
 from nucleus.identity.spiffe_id import SpiffeId
-from nucleus.identity.svid import X509Svid
+from nucleus.identity.svid import X509Svid, pem_to_der
 from nucleus.server.agent_door import AgentDoor
 
 DOMAIN = "nucleus.local"
@@ -354,11 +355,12 @@ def test_a_foreign_peer_is_verified_by_its_own_bundle_and_cut_when_that_goes(
     asyncio.run(_federated(ca, CertificateAuthority.load_or_create(tmp_path / "f", FOREIGN, now=time.time_ns())))
 
 
-def _alike(root: bytes) -> bytes:
+def _alike(root: bytes, written: Callable[[str], str] = str) -> bytes:
     """Another CA's root with each name of this one: subject, issuer, key identifiers."""
     key = ec.generate_private_key(ec.SECP256R1())
     was = x509.load_der_x509_certificate(root)
-    made = x509.CertificateBuilder().subject_name(was.subject).issuer_name(was.subject).public_key(key.public_key())
+    name = x509.Name([x509.NameAttribute(one.oid, written(str(one.value))) for one in was.subject])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     made = made.serial_number(was.serial_number)
     made = made.not_valid_before(was.not_valid_before_utc).not_valid_after(was.not_valid_after_utc)
     for extension in was.extensions:
@@ -370,7 +372,11 @@ async def _in_the_way(ca: CertificateAuthority, other: CertificateAuthority) -> 
     now = time.time_ns()
     async with opened(issuer(ca)) as made:
         # Another CA of our trust domain, roots that look like ours, and bytes that are none, under a foreign name.
-        for roots in (other.roots(now)[DOMAIN], tuple(map(_alike, ca.roots(now)[DOMAIN])), (b"nothing",)):
+        alike = [
+            tuple(_alike(root, written) for root in ca.roots(now)[DOMAIN])
+            for written in (str, str.upper, lambda name: f" {name.replace(' ', '   ')} ")
+        ]
+        for roots in (other.roots(now)[DOMAIN], *alike, (b"nothing",)):
             made.authority.foreign = {FOREIGN: roots}
             made.authority.asked.clear()
             made.door.renew()
@@ -386,3 +392,23 @@ async def _in_the_way(ca: CertificateAuthority, other: CertificateAuthority) -> 
 
 def test_a_foreign_root_does_not_stand_in_the_way_of_ours(ca: CertificateAuthority, tmp_path: Path) -> None:
     asyncio.run(_in_the_way(ca, CertificateAuthority.load_or_create(tmp_path / "o", DOMAIN, now=time.time_ns())))
+
+
+async def _in_the_way_of_an_intermediate(ca: CertificateAuthority) -> None:
+    below = pem_to_der(issuer(ca)(AGENT).cert_pem)[1]
+    async with opened(issuer(ca)) as made:
+        made.authority.foreign = {FOREIGN: (_alike(below),)}
+        made.authority.asked.clear()
+        made.door.renew()
+        async with asyncio.timeout(10):
+            await made.authority.asked.wait()
+        await asyncio.sleep(0.1)
+        async with made.session() as own:
+            assert await made.get(own) == 200
+
+
+def test_a_foreign_root_does_not_stand_in_the_way_of_an_intermediate_of_ours(ca: CertificateAuthority) -> None:
+    now = time.time_ns()
+    above = Above(start=now)
+    ca.install(above.answer(ca.request(), start=now, names=(f"spiffe://{DOMAIN}",)), now, at_once=True)
+    asyncio.run(_in_the_way_of_an_intermediate(ca))

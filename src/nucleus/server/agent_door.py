@@ -112,13 +112,12 @@ class AgentDoor:
         """The foreign roots. None of them may stand in the way of ours in OpenSSL's store, which looks by subject."""
         try:
             found = await self._authority.federated()
-            own = {x509.load_der_x509_certificate(der).subject for ders in svid.roots().values() for der in ders}
-            return {
-                name: tuple(der for der in ders if x509.load_der_x509_certificate(der).subject not in own)
-                for name, ders in found.items()
-            }
         except (NucleusError, ValueError):
             return {}
+        # An intermediate of ours, too: OpenSSL asks its store before it looks at what a peer has sent.
+        ours = [*(der for ders in svid.roots().values() for der in ders), *pem_to_der(svid.cert_pem)[1:]]
+        taken = {None, *map(_subject, ours)}
+        return {name: tuple(der for der in ders if _subject(der) not in taken) for name, ders in found.items()}
 
     def _install(self, svid: X509Svid, foreign: Roots) -> None:
         """New connections see these; those of foreign trust domains whose roots are others now end."""
@@ -191,3 +190,15 @@ class AgentDoor:
 
 def _serial(svid: X509Svid) -> int:
     return x509.load_der_x509_certificate(pem_to_der(svid.cert_pem)[0]).serial_number
+
+
+def _subject(der: bytes) -> tuple[frozenset[tuple[str, str]], ...] | None:
+    """A certificate's subject for comparing as OpenSSL does: without case, however blank; None: it cannot be read."""
+    try:
+        found = x509.load_der_x509_certificate(der).subject
+        return tuple(
+            frozenset((one.oid.dotted_string, " ".join(str(one.value).casefold().split())) for one in part)
+            for part in found.rdns
+        )
+    except ValueError:
+        return None
