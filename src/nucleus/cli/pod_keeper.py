@@ -269,20 +269,26 @@ class _Log:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._open()
-
-    def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd, self._size = os.open(self._path, flags, 0o600), 0
+        self._fd, self._size = _opened(path), 0
 
     def write(self, data: bytes) -> None:
         """Append; a full disk loses it, and not the pod."""
         with suppress(OSError):
             if self._size + len(data) > LOG_BYTES:
-                os.close(self._fd)
-                os.rename(self._path, f"{self._path}.1")
-                self._open()
+                self._begin_anew()
             self._size += os.write(self._fd, data)
+
+    def _begin_anew(self) -> None:
+        """The next file is there before the last one is let go: its number would be a client's, or the gate's."""
+        following = _opened(f"{self._path}.new")
+        os.close(self._fd)
+        self._fd, self._size = following, 0
+        os.rename(self._path, f"{self._path}.1")
+        os.rename(f"{self._path}.new", self._path)
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def launch(file: PodFile, path: str) -> dict[str, Any]:
