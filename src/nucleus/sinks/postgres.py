@@ -19,6 +19,7 @@ from nucleus.sinks.fields import clean, summary
 from nucleus.store.postgres import Target, open_connection, read_target
 
 SCHEMA = "nucleus_audit"
+_ANSWER_BYTES = 1_048_576
 _COLUMNS = ("event", "pod", "principal", "operation", "outcome", "verdict", "rule", "request", "hash")
 _TABLES = (
     "CREATE SCHEMA IF NOT EXISTS {schema}",
@@ -104,7 +105,7 @@ class Table:
         if self._db is not None:
             return
         try:
-            self._db = open_connection(self._target)
+            self._db = open_connection(self._target, _ANSWER_BYTES)
         except AuditError as error:
             raise Later(error.message) from None
         self._run("SET statement_timeout=10000; SET client_min_messages=warning")
@@ -116,6 +117,8 @@ class Table:
     def _run(self, sql: str, **values: Any) -> Any:
         from pg8000.native import DatabaseError, Error
 
+        from nucleus.store.postgres_guard import BROKEN
+
         try:
             return self._db.run(sql, **values)
         except DatabaseError as error:
@@ -124,7 +127,7 @@ class Table:
             code, said = str(facts.get("C", "")), str(facts.get("M", "refused"))
             kind = Later if code.startswith(_LATER_CLASSES) else Rejected
             raise kind(f"{self._target.shown()}: {said} ({code})") from None
-        except (Error, OSError, ValueError, LookupError, EOFError) as error:
+        except (Error, *BROKEN) as error:
             self.close()
             raise Later(f"{self._target.shown()}: {type(error).__name__}") from None
         except BaseException:

@@ -33,6 +33,7 @@ from nucleus.store.schema import MIGRATIONS, SCHEMA_VERSION, migrate
 
 CONNECT_S = 5.0
 STATEMENT_MS = 10_000
+ANSWER_BYTES = 1 << 30  # a ledger's own rows
 REPLY_S = 15.0  # more than the server's own deadline
 RETRY_S = 1.0  # between two attempts to connect again
 LOCK_S = 2.0  # how long to wait for an authority that is just ending
@@ -168,6 +169,8 @@ class Postgres:
         """One statement, prepared once on each connection."""
         from pg8000.native import DatabaseError, Error
 
+        from nucleus.store.postgres_guard import BROKEN
+
         db = self._alive()
         try:
             if not values:
@@ -183,7 +186,7 @@ class Postgres:
             if str(facts.get("C", "")).startswith(("57P", "08")):  # the server is going away
                 self._lose()
             raise _refused(facts) from None
-        except (Error, OSError, ValueError, LookupError, EOFError) as error:
+        except (Error, *BROKEN) as error:
             # In the middle of an answer, perhaps: what comes next on this connection could be an answer to something
             # else.
             self._lose()
@@ -351,10 +354,12 @@ class _Transaction:
                 self._engine.rollback()
 
 
-def open_connection(target: Target) -> _Connection:
-    """Step 2, without a schema or a lock. Raises AuditError (rule ``ledger.connect``)."""
+def open_connection(target: Target, most: int = ANSWER_BYTES) -> _Connection:
+    """Step 2, without a schema or a lock. `most`: bytes of an answer. Raises AuditError: rule ``ledger.connect``."""
     try:
-        from pg8000.native import Connection, DatabaseError, Error
+        from pg8000.native import DatabaseError, Error
+
+        from nucleus.store.postgres_guard import BROKEN, Guarded
     except ImportError:
         step = "`pip install 'nucleus[postgres]'`."
         raise AuditError("pg8000 is not installed", rule="ledger.connect", next_step=step) from None
@@ -364,14 +369,14 @@ def open_connection(target: Target) -> _Connection:
     elif target.verified:
         where["ssl_context"] = _context(target)
     try:
-        db: Any = Connection(
-            target.user, database=target.database, password=target.password or None, timeout=CONNECT_S,
-            application_name="nucleus", **where,
+        db: Any = Guarded(
+            target.user, secret=bool(target.password) and not target.verified, most=most, database=target.database,
+            password=target.password or None, timeout=CONNECT_S, application_name="nucleus", **where,
         )  # fmt: skip
         db._usock.settimeout(REPLY_S)
         found: _Connection = db
         return found
-    except (Error, OSError, ValueError, LookupError, EOFError) as error:
+    except (Error, *BROKEN) as error:
         # After a refusal pg8000 says good-bye, to a server that has hung up: that error hides the first one.
         first: BaseException = error
         while not isinstance(first, DatabaseError) and first.__context__ is not None:
@@ -380,7 +385,8 @@ def open_connection(target: Target) -> _Connection:
         if isinstance(facts, dict):
             why = f"{facts.get('M', 'refused')} ({facts.get('C', '?')})"
         else:
-            why = getattr(error, "strerror", None) or str(error.__cause__ or "") or type(error).__name__
+            said = str(error.__cause__ or "") or (str(error) if isinstance(error, Error) else "")
+            why = getattr(error, "strerror", None) or said or type(error).__name__
     step = "Look at the server, and at `nucleus ledger use` for what the URL has."
     raise AuditError(f"{target.shown()}: {why}", rule="ledger.connect", next_step=step)
 
