@@ -307,6 +307,15 @@ def test_a_copy_with_a_torn_end_is_mended_and_another_one_refused(book: Book, tm
     assert book.ship(f"file:{copy}") in (1, 4)
 
 
+@pytest.mark.parametrize("text", [b"my only note", b"a line\nand half of one", b'{"v":2', b"x" * 200_000])
+def test_a_file_that_is_no_copy_is_left_as_it_is(text: bytes, book: Book, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.write_bytes(text)
+    book.write(3)
+    assert book.ship(f"file:{copy}") == 1
+    assert copy.read_bytes() == text
+
+
 def test_killed_at_any_moment_the_copy_has_every_line_once(tmp_path: Path, capsys: Captured) -> None:
     book = Book(tmp_path, 16_384)
     copy, chance = tmp_path / "copy", random.Random(7)

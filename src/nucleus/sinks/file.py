@@ -64,11 +64,10 @@ class File:
         end = os.fstat(fd).st_size
         tail = os.pread(fd, LINE_BYTES + 1, max(0, end - LINE_BYTES - 1))
         whole = tail.rfind(b"\n") + 1
-        if whole < len(tail):
-            if end > len(tail) and not whole:
-                raise Rejected(f"{self._path} does not end in a record")
-            end -= len(tail) - whole
-            os.ftruncate(fd, end)
+        torn = tail[whole:]
+        like = b"".join(entries[0].line.partition(b'"seq":')[:2])  # what every record begins with
+        if torn[: len(like)] != like[: len(torn)] or (end > len(tail) and not whole):
+            raise Rejected(f"{self._path} does not end in a record")
         last = tail[:whole].removesuffix(b"\n").rpartition(b"\n")[2]
         rest = list(entries)
         if last:
@@ -82,6 +81,8 @@ class File:
             if seq < entries[0].seq - 1:
                 raise Rejected(f"{self._path} ends with record {seq}, and {entries[0].seq} is the next to be sent")
             rest = [entry for entry in entries if entry.seq > seq]
+        if torn:
+            os.ftruncate(fd, end - len(torn))
         if rest:
             _written(fd, b"".join(entry.line for entry in rest))
 
