@@ -112,6 +112,7 @@ class Receiver:
     def __init__(self, context: ssl.SSLContext | None = None, path: str = "") -> None:
         self.messages: list[bytes] = []
         self.hang_up_after = 0  # messages; 0: never
+        self.abrupt = False  # TLS ends without its own end
         self._context = context
         self._ended = False
         family, kind = (socket.AF_UNIX, socket.SOCK_DGRAM) if path else (socket.AF_INET, socket.SOCK_STREAM)
@@ -143,6 +144,9 @@ class Receiver:
                     found = self._context.wrap_socket(found, server_side=True)
                 found.settimeout(0.1)
                 self._read(found)
+                if isinstance(found, ssl.SSLSocket) and not self.abrupt:
+                    found.settimeout(5)
+                    found = found.unwrap()
             except OSError:
                 pass
             finally:

@@ -6,7 +6,11 @@ import base64
 import hashlib
 import json
 import re
+import select
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +105,48 @@ def test_a_certificate_that_is_not_to_be_trusted_gets_nothing(book: Book, tmp_pa
     finally:
         receiver.close()
     assert receiver.messages == []
+
+
+def swallow(door: socket.socket, port: int) -> None:
+    """Somebody on the way: passes the handshake on and nothing after it, and ends the connection in good form."""
+    client = door.accept()[0]
+    with client, socket.create_connection(("127.0.0.1", port)) as server:
+        passed = 0
+        while passed < 2:  # ClientHello, Finished
+            for end in select.select([client, server], [], [], 5)[0]:
+                data = end.recv(65_536)
+                (server if end is client else client).sendall(data)
+                passed += end is client
+        client.settimeout(0.5)
+        with suppress(OSError):
+            while client.recv(65_536):
+                pass
+        client.shutdown(socket.SHUT_WR)
+        with suppress(OSError):
+            client.recv(1)
+
+
+@pytest.mark.parametrize("more", ["", "?close=abrupt"])
+def test_who_cuts_tls_on_the_way_is_not_taken_for_the_receiver(more: str, book: Book, tmp_path: Path) -> None:
+    context, roots = certificate(tmp_path)
+    receiver = Receiver(context)
+    door = socket.create_server(("127.0.0.1", 0))
+    between = threading.Thread(target=swallow, args=(door, receiver.port))
+    between.start()
+    try:
+        book.write(3)
+        if not more:
+            assert book.ship(f"syslog+tls://localhost:{door.getsockname()[1]}", "--roots", roots) == 4
+            assert book.sent()["seq"] == 0
+            assert receiver.messages == []
+        else:  # what that option is for
+            receiver.abrupt = True
+            assert book.ship(f"syslog+tls://localhost:{receiver.port}{more}", "--roots", roots) == 0
+            socket.create_connection(door.getsockname()).close()
+    finally:
+        between.join(20)
+        door.close()
+        receiver.close()
 
 
 # OTLP

@@ -76,7 +76,10 @@ def test_rsyslog(tls: bool, book: Book, tmp_path: Path) -> None:
             reached(port, process)
             book.write(300)
             more = ("--roots", roots) if tls else ()
-            assert book.ship(f"syslog+{'tls' if tls else 'tcp'}://localhost:{port}", *more) == 0
+            assert (
+                book.ship(f"syslog+{'tls' if tls else 'tcp'}://localhost:{port}{'?close=abrupt' if tls else ''}", *more)
+                == 0
+            )
             out, deadline = directory / "out", time.monotonic() + 20
             while time.monotonic() < deadline:
                 if out.exists() and out.read_bytes().count(b"\n") >= 301:

@@ -8,7 +8,9 @@ data, says what it was.
 
 Promises: `deliver` returns once the receiver has read every byte: each batch has a connection of its own, which we end,
 and which it ends after that (one that hangs up before leaves bytes unread, and is reset). Syslog has no answer: what a
-receiver has read and then loses, it loses. TLS is verified.
+receiver has read and then loses, it loses. TLS is verified, to its end: who hangs up without close_notify (RFC 5425
+section 4.4) may be somebody on the way who has let nothing through. ``?close=abrupt`` takes it for the receiver all the
+same; rsyslog's gtls driver needs it.
 Does not: offer UDP, which loses and reorders.
 """
 
@@ -18,7 +20,6 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import SplitResult, unquote
 
@@ -44,7 +45,11 @@ class Syslog:
     def __init__(self, parts: SplitResult, options: Options) -> None:
         if options.secret:
             raise bad_address("syslog needs no --secret")
-        found = query(parts, ("max",)).get("max", str(_MAX))
+        given = query(parts, ("max", "close"))
+        found, close = given.get("max", str(_MAX)), given.get("close", "notify")
+        if close not in ("notify", "abrupt") or ("close" in given and parts.scheme != "syslog+tls"):
+            raise bad_address("close is notify or abrupt, over TLS")
+        self._abrupt = close == "abrupt"
         if not found.isdecimal() or len(found) > 6 or not _MIN_MAX <= int(found) <= _MAX_MAX:
             raise bad_address(f"max is {_MIN_MAX} to {_MAX_MAX} bytes")
         self._max = int(found)
@@ -60,6 +65,8 @@ class Syslog:
             self._address = (parts.hostname, parts.port or _PORTS[parts.scheme])
             if parts.scheme == "syslog+tls":
                 self._context = tls_context(options.roots)
+                if not self._abrupt:
+                    self._context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
             else:
                 check_plaintext(parts.hostname, options)
         self._host = _printable(socket.gethostname(), 255) or "-"
@@ -113,11 +120,20 @@ class Syslog:
             found.sendall(data)
             found.settimeout(_READ_S)
             if isinstance(found, ssl.SSLSocket):
-                with suppress(ssl.SSLEOFError):  # it closes without a word: it has read ours
-                    found = found.unwrap()
+                found = self._ended(found)
             found.shutdown(socket.SHUT_WR)
             while found.recv(4_096):  # what it says is not looked at: syslog has no answers
                 pass
+
+    def _ended(self, found: ssl.SSLSocket) -> socket.socket:
+        """TLS's own end of both, after which the other side has read ours."""
+        try:
+            return found.unwrap()
+        except ssl.SSLEOFError:
+            if self._abrupt:
+                return found
+            why = "it hangs up without the end that TLS has, as anybody on the way can: perhaps nothing was read"
+            raise Later(f"{self._address[0]}: {why} (?close=abrupt takes that, for rsyslog's gtls)") from None
 
 
 def _value(text: str) -> str:
