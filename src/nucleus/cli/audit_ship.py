@@ -54,7 +54,7 @@ Sends the log's records to ADDRESS, at least once and in order, as soon as they 
 --to         file:/PATH                                    the lines as stored, PATH.checkpoints beside them
              postgresql://USER@HOST/DATABASE[?schema=NAME&sslrootcert=FILE]    a row for each record
              s3://BUCKET[/PREFIX]?region=REGION[&endpoint=https://HOST]        an object for each batch
-             syslog+tls://HOST[:PORT]  syslog+tcp://HOST[:PORT]  syslog+unix:/dev/log    RFC 5424 (?max=BYTES&close=abrupt)
+             syslog+tls://HOST[:PORT]  syslog+tcp://HOST[:PORT]  syslog+unix:/dev/log  (?max=BYTES&close=abrupt)
              otlp+https://HOST[:PORT]  otlp+http://HOST[:PORT]                 OpenTelemetry logs, OTLP/HTTP
 --log        default: the one in the state directory of Nucleus
 --secret     a file of mode 0600: PostgreSQL's password; S3's access key id and key, a line each; OTLP's headers
