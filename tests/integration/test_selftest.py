@@ -133,6 +133,14 @@ def test_a_table_for_people(root: Site) -> None:
     assert root.cli("selftest", "--policy", "/nonexistent").returncode == 2
 
 
+def test_a_policy_under_which_the_probes_are_no_command_is_not_said_to_hold_for_others(root: Site) -> None:
+    report = said(root, POLICY.replace("{allow: everything}", "{allow: everything, deny: [{program: python3}]}"))
+    found = {one["id"]: one for one in report["findings"]}
+    assert found["containment.command"]["verdict"] == "not checked"
+    assert "commands.deny" in found["containment.command"]["evidence"]
+    assert report["exit_code"] == 6
+
+
 # --- a layer that is broken is found: the builder starts a child with it patched out (`commands` of `boot.main`) ---
 
 BUILDER = """\
