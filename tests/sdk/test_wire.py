@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,13 @@ def test_sources_parse_as_python_3_9() -> None:
     for file in pathlib.Path(wire.__file__).parent.glob("*.py"):
         ast.parse(file.read_text(), feature_version=(3, 9))
     assert sys.version_info >= (3, 11)
+
+
+def test_what_nests_too_deeply_to_be_written_is_a_refusal_as_it_is_when_read() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with pytest.raises(ValueError, match="nests too deeply"):
+        wire.encode(deep)
+    while deep:  # one at a time: freeing all of it at once nests as deeply
+        deep = deep["a"]

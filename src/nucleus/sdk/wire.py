@@ -21,11 +21,13 @@ _CHUNK = 262_144
 
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
-    """Return the frame's bytes. Raises ValueError when it would exceed `MAX_FRAME`."""
+    """Return the frame's bytes. Raises ValueError when it would exceed `MAX_FRAME`, or nests too deeply."""
     try:
         head = jsontext.dumps(header, ascii_only=False).encode()
     except UnicodeEncodeError:  # as `frames`: a lone surrogate travels escaped
         head = jsontext.dumps(header, ascii_only=True).encode()
+    except RecursionError as error:
+        raise ValueError("frame header nests too deeply") from error
     total = 4 + len(head) + len(body)
     if total > MAX_FRAME:
         raise ValueError(f"frame of {total} bytes, limit {MAX_FRAME}")
