@@ -97,6 +97,23 @@ def test_nobody_approves_their_own(authority: Authority) -> None:
     assert gate.wait(ident)["verdict"] == "approve"
 
 
+def test_nobody_approves_what_a_program_of_theirs_asks_by_a_name_of_its_own(authority: Authority) -> None:
+    """Of one user: a tool, by its uid and its path, and a person, by the uid alone."""
+    register(authority)
+    tool = f"spiffe://{TRUST_DOMAIN}/ci/tool"
+    register(authority, tool, 1000, "unix:path:/usr/bin/tool")
+    gate, approver = authority.gate(), authority.approver()
+    for lists in ({}, {"approvers": BY_PEOPLE}):
+        assert gate.wait(gate.ask(principal=tool, **lists)) == {"verdict": "no_approver"}
+    other = authority.approver(uid=1001)
+    ident = gate.ask(principal=tool)
+    request = approver.event()["request"]["request"]
+    with pytest.raises(DeniedError, match="does not count"):
+        approver.call("approve", request=request, reason="")
+    other.call("approve", request=request, reason="")
+    assert gate.wait(ident)["verdict"] == "approve"
+
+
 def test_who_is_revoked_approves_no_more(authority: Authority) -> None:
     register(authority)
     gate, approver, person = authority.gate(), authority.approver(), authority.attach("identity", uid=0)

@@ -160,9 +160,12 @@ class Desk:
 
     def _counts(self, request: Request, uid: int) -> str:
         """Step 8: the SPIFFE ID by which this user's yes counts, "" where it does not."""
-        names = self._names(uid)
-        if request.principal in names:
+        try:
+            if request.principal in self._people.may_be(uid):
+                return ""
+        except NucleusError:
             return ""
+        names = self._names(uid)
         return named(request.approvers, names) if request.approvers else next(iter(names), "")
 
     def _names(self, uid: int) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ Steps, for a uid that SO_PEERCRED gave (the builder stamps it on the channel; no
  1. ``spiffe://<trust domain>/user/uid/<uid>``, which no entry and no request can give to anybody else
  2. beside it, the IDs of the registration entries of which the uid alone fulfils every selector (``unix:uid:1000``)
  3. less what is revoked; who is revoked by the name of step 1 is nobody at all
+A program of theirs may have a name by more than the uid (its path, its digest): `may_be` has these, too, for whose
+request it is.
 Promises: read anew for each question, so that an entry that goes and a revocation hold from the next answer on; a list
 of entries or of revocations that is damaged makes nobody of everybody (the error is the caller's).
 Does not: attest, or know what a policy's lists are about.
@@ -47,6 +49,15 @@ class People:
             return ()
         entries = self._workloads.entries.matching(Facts(uid, _NOBODY))  # 2
         return (*(one.spiffe_id for one in entries if not blocked(one.spiffe_id)), local)  # 3
+
+    def may_be(self, uid: int) -> frozenset[str]:
+        """Whatever a program of this user's can be called: also by entries that ask for more than the uid.
+
+        Raises NucleusError.
+        """
+        wanted = f"unix:uid:{uid}"
+        entries = {one.spiffe_id for one in self._workloads.entries.all() if wanted in one.selectors}
+        return frozenset((*self.of(uid), *entries))
 
 
 def named(lists: Lists, names: tuple[str, ...]) -> str:
