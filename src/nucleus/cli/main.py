@@ -38,6 +38,7 @@ usage: nucleus [--no-helper] VERB ...
   audit      verify or read the audit log (also: nucleus-audit)
   doctor     what isolation this machine gives, and what is missing
   selftest   try a hijacked agent's attempts here, against a pod with your policy
+  image      what virtual machines boot: build, list, verify, rm
   helper     status or stop of the resident helper
   help       this text; `nucleus VERB --help` for a verb
 
@@ -64,6 +65,7 @@ VERBS = (
     "audit",
     "doctor",
     "selftest",
+    "image",
     "helper",
 )
 

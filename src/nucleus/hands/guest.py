@@ -41,13 +41,13 @@ def _hands(directory: str) -> int:
     os.setresuid(uid + 1, uid, uid + 1)
     syscalls.drop_all_capabilities()
     syscalls.set_no_new_privs()
-    seccomp.install(_filter(directory, "hands"))
-    command_filter = _filter(directory, "commands")
+    seccomp.install(program(directory, "hands"))
+    command_filter = program(directory, "commands")
     _ready(directory)
     return hands.serve(channel, os.getcwd(), dict(os.environ), command_filter, reaper=True)
 
 
-def _filter(directory: str, name: str) -> bytes:
+def program(directory: str, name: str) -> bytes:
     """A seccomp program (nucleus.kernel.seccomp) for this kernel."""
     with open(os.path.join(directory, f"{name}.bpf"), "rb") as file:
         return file.read()
@@ -57,7 +57,7 @@ def _agent(directory: str, argv: list[str]) -> int:
     from nucleus.kernel import seccomp, syscalls
 
     syscalls.set_no_new_privs()
-    seccomp.install(_filter(directory, "agent"))
+    seccomp.install(program(directory, "agent"))
     pid = os.fork()
     if pid == 0:
         _run(argv)

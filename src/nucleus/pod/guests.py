@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nucleus.pod.gvisor import Gvisor
+from nucleus.pod.qemu import Qemu
 
 if TYPE_CHECKING:
     from nucleus.pod.compartment import Order, Zygote
@@ -53,4 +54,4 @@ class Guest(Protocol):
         """
 
 
-GUESTS: dict[str, Guest] = {guest.name: guest for guest in (Gvisor(),)}
+GUESTS: dict[str, Guest] = {guest.name: guest for guest in (Gvisor(), Qemu())}

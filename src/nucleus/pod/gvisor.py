@@ -90,7 +90,7 @@ class Gvisor:
     def parts(self, kind: str) -> dict[str, int]:
         """See `Guest.parts`: the archive of the code that hands is, and of what it imports."""
         if self._archive < 0:
-            self._archive = _archive()
+            self._archive = code()
         # A descriptor of its own: the receiver's place in the file is not ours.
         return {"code": os.open(f"/proc/self/fd/{self._archive}", os.O_RDONLY | os.O_CLOEXEC)}
 
@@ -166,7 +166,7 @@ def _trial(program: str, platform: str) -> str:
     return "" if done.returncode == 0 else done.stderr.decode("utf-8", "replace").strip()[-300:] or "no reason given"
 
 
-def _archive() -> int:
+def code() -> int:
     """A memory file with the code, as tar; what is imported inside is this version, whatever else /usr has."""
     import re2
 
@@ -211,16 +211,16 @@ def _private(order: Order, zygote: Zygote) -> None:
         for member in archive:  # ours, from the builder's memory: files, and no name leads out
             content = archive.extractfile(member)
             assert content is not None
-            _put(f"{INSIDE}/{member.name}", content.read())
+            put(f"{INSIDE}/{member.name}", content.read())
     for name in ("hands", "commands") if order.kind == "work" else ("agent",):
-        _put(f"{INSIDE}/{name}.bpf", zygote.filters[name])
+        put(f"{INSIDE}/{name}.bpf", zygote.filters[name])
     for kind in ("uid", "gid"):  # runsc asks these programs to write its child's map; one line, one id
         script = f'#!/bin/sh\nexec printf "%s\\n" "$2 $3 $4" > "/proc/$1/{kind}_map"\n'
-        _put(f"{PLACE}/bin/new{kind}map", script.encode(), 0o755)
-    _put(f"{PLACE}/bundle/config.json", json.dumps(bundle(order, compartment.environment(order))).encode())
+        put(f"{PLACE}/bin/new{kind}map", script.encode(), 0o755)
+    put(f"{PLACE}/bundle/config.json", json.dumps(bundle(order, compartment.environment(order))).encode())
 
 
-def _put(path: str, data: bytes, mode: int = 0o644) -> None:
+def put(path: str, data: bytes, mode: int = 0o644) -> None:
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
     with open(path, "xb") as file:
         file.write(data)

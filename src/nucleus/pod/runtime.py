@@ -89,6 +89,11 @@ def trust_domain(state: str) -> str:
     return name
 
 
+def images_dir() -> str:
+    """Where images of virtual machines are: beside the state, which as root is the authority's own. Not created."""
+    return f"{state_dir()}-images"
+
+
 def private_directory(path: str) -> None:
     """Make `path` (one level) with mode 0700, or verify that it is ours and closed to others.
 
