@@ -1,11 +1,11 @@
 """The first process of a virtual machine: it gives hands a socket, and everything else away.
 
-    python3 -ISc '...; from nucleus.hands.vm import main; main()' CHANNEL CONTROL      (devices; as the guest's root)
+    python3 -ISc '...; from nucleus.hands.vm import main; main()'      (as the guest's root)
 
- 1. limits, host name; CHANNEL and CONTROL are virtio-serial ports that only root opens
+ 1. limits, host name; descriptors 3 and 4 are the virtio-serial ports, the gate's channel and one to be heard on
  2. a child becomes uid 1000, without a capability or a way to one, under hands' seccomp filter, and serves a socket
     pair; its real uid is another, so that a command can neither kill nor trace it
- 3. ``ready`` goes to CONTROL; then bytes go both ways between the port and the pair, at most `HELD` of them in here
+ 3. ``ready`` is said; then bytes go both ways between the port and the pair, at most `HELD` of them in here
  4. the machine is switched off when the child or the channel has ended
 
 Relies on: `nucleus.pod.qemu`, which wrote settings.json and the filters beside the code. Does not: read what it
@@ -24,6 +24,7 @@ import sys
 from typing import Any
 
 UID = 1000
+CHANNEL, CONTROL = 3, 4
 HELD = 1 << 20
 _READ = 1 << 16
 
@@ -38,7 +39,8 @@ def main() -> None:
             settings = json.load(file)
         socket.sethostname("pod")
         os.umask(0o022)
-        channel, control = (os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) for path in sys.argv[1:3])
+        channel, control = CHANNEL, CONTROL
+        os.set_blocking(channel, False)
         ours, theirs = socket.socketpair()
         child = os.fork()
         if child == 0:

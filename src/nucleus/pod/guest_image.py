@@ -52,8 +52,11 @@ $b ip link set eth0 up
 $b ip addr add 10.0.2.15/24 dev eth0
 $b ip route add default via 10.0.2.2
 $b mount -t proc -o nosuid,nodev,noexec proc /mnt/proc
-$b mount -t devtmpfs -o nosuid dev /mnt/dev
-$b mkdir -p /mnt/dev/pts /mnt/dev/shm
+$b mount -t tmpfs -o nosuid,noexec,mode=0755,size=64k,nr_inodes=64 dev /mnt/dev
+$b mkdir /mnt/dev/pts /mnt/dev/shm
+for n in null:3 zero:5 full:7 random:8 urandom:9; do $b mknod -m 0666 /mnt/dev/${n%:*} c 1 ${n#*:}; done
+$b mknod -m 0666 /mnt/dev/tty c 5 0
+$b ln -s pts/ptmx /mnt/dev/ptmx
 $b mount -t devpts -o nosuid,noexec,newinstance,ptmxmode=0666,mode=0600 devpts /mnt/dev/pts
 $b mount -t tmpfs -o nosuid,nodev,noexec,mode=1777,size=25% shm /mnt/dev/shm
 $b ln -s /proc/self/fd /mnt/dev/fd
@@ -61,7 +64,8 @@ for n in 0:stdin 1:stdout 2:stderr; do $b ln -s /proc/self/fd/${n%:*} /mnt/dev/$
 echo "nameserver 10.0.2.3" > /run/resolv.conf
 $b chmod 0644 /run/resolv.conf
 $b mount --bind /run/resolv.conf /mnt/etc/resolv.conf
-exec $b chroot /mnt /usr/bin/python3 -ISc 'import sys; sys.path.insert(0, "/run/guest/code"); from nucleus.hands.vm import main; main()' /dev/$channel /dev/$control
+exec 3<>/dev/$channel 4<>/dev/$control
+exec $b chroot /mnt /usr/bin/python3 -ISc 'import sys; sys.path.insert(0, "/run/guest/code"); from nucleus.hands.vm import main; main()'
 """  # noqa: E501
 
 
