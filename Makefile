@@ -4,6 +4,7 @@ PYTHON ?= $(shell test -x /usr/bin/python3 && /usr/bin/python3 -c 'import sys; s
 BIN := .venv/bin
 DEBIAN := git python3 python3-venv ca-certificates
 DEBIAN_TEST := curl iproute2 iptables nftables
+DEBIAN_GUEST := qemu-system-x86 busybox-static lz4
 
 .DEFAULT_GOAL := help
 .PHONY: docs help setup demo test runsc test-backends test-egress test-real test-spiffe test-api test-sinks test-vectors test-bare test-postgres check format bench bench-decision bench-egress bench-redos bench-agentdojo bench-search bench-streaming bench-audit bench-ledger bench-identity bench-ship fuzz simulate kill cycles prove clean audit-deps dist audit-offline release
@@ -29,7 +30,7 @@ demo: setup ## the main job: an honest task, then a hijacked agent that gets now
 
 test: setup ## the tests; ends with what was skipped and why
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  missing=$$(for p in $(DEBIAN_TEST); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  missing=$$(for p in $(DEBIAN_TEST) $(DEBIAN_GUEST); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
 	fi
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh supply/runsc.sh || echo "no runsc here"; fi
@@ -39,8 +40,11 @@ runsc: ## gVisor's runsc to /usr/local/bin, from Debian 13 (root)
 	@sh supply/runsc.sh
 
 test-backends: setup ## every promise of a pod, tried against each kind of isolation that this machine can start
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh supply/runsc.sh || echo "no runsc here"; fi
-	@NUCLEUS_BACKENDS=all $(BIN)/pytest tests/pod/test_conformance.py tests/integration/test_gvisor.py && $(BIN)/nucleus doctor --backends --full
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh supply/runsc.sh || echo "no runsc here"; \
+	  missing=$$(for p in $(DEBIAN_GUEST); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; \
+	fi
+	@NUCLEUS_BACKENDS=all $(BIN)/pytest tests/pod/test_conformance.py tests/integration/test_gvisor.py tests/integration/test_qemu.py
 
 test-egress: setup ## every attempt to get out of a pod, and what is to work
 	@$(BIN)/pytest tests/network tests/adversarial/test_egress.py $(wildcard tests/adversarial/test_opened_attacks.py) \

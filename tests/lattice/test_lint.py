@@ -15,7 +15,7 @@ HEAD = "version: 1\nname: t\ncapabilities: {run_bash: low_risk, web_fetch: low_r
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("isolation: {floor: qemu}\n", "isolation.floor: qemu is not in this version"),
+        ("isolation: {floor: firecracker}\n", "isolation.floor: firecracker is not in this version"),
         ('time_window: {duration: 1h, not_after: "2026-01-01T00:00:00Z"}\n', "not_after has passed"),
         (
             'time_window: {duration: 1h, not_before: "2027-01-02T00:00:00Z", not_after: "2027-01-01T00:00:00Z"}\n',

@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
     """Run the verb. Raises NucleusError."""
     from nucleus.pod import guest_image, runtime
 
-    options, words = parse(argv, {"json": FLAG, "help": FLAG})
+    verbs = argv[:1] if argv and not argv[0].startswith("-") else []
+    options, words = parse(argv[len(verbs) :], {"json": FLAG, "help": FLAG})
+    words = [*verbs, *words]
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0

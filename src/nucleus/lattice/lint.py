@@ -13,7 +13,7 @@ from nucleus.lattice import capability as cap
 from nucleus.lattice.implies import caught_by, glob_covered, host_covered
 from nucleus.lattice.policy import FLOORS, Everything, Policy
 
-_OFFERED = FLOORS[:2]  # the rungs of this version; stronger floors refuse every pod
+_OFFERED = FLOORS[:3]  # the rungs of this version; stronger floors refuse every pod
 
 
 def warnings(policy: Policy, now_ns: int) -> list[str]:

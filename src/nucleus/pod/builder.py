@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from nucleus.errors import DeniedError, InvalidError, NucleusError, SandboxError
-from nucleus.pod import boot, cgroups, children, runtime
+from nucleus.pod import boot, cgroups, children, guests, runtime
 from nucleus.pod.loop import Future, Loop
 from nucleus.pod.namespaces import Namespaces
 from nucleus.pod.packets import (
@@ -107,6 +107,7 @@ class Builder:
         peer = self._child("authority", boot.start(self._commands["authority"]))
         authority = peer.call("configure", state_dir=self._state, trust_domain=trust_domain, **identity)
         await self.loop.within(ANSWER_SECONDS, authority, "the authority")
+        guests.keep_images(runtime.images_dir(self._state))
         backend = Namespaces(
             self._peers["zygote"],
             self.loop,

@@ -167,9 +167,10 @@ def _stored(store: str, kernel: bytes, initrd: bytes, source: str) -> Image:
 
 
 def images(store: str) -> list[Image]:
-    """Those that are there, the newest first; unchecked."""
+    """Those that are there, the newest first; unchecked. None where the directory is somebody else's."""
     found = []
-    for name in os.listdir(store) if os.path.isdir(store) else []:
+    ours = os.path.isdir(store) and os.stat(store).st_uid == os.geteuid()
+    for name in os.listdir(store) if ours else []:
         try:
             with open(f"{store}/{name}/{MANIFEST}", "rb") as file:
                 source = str(json.loads(file.read(65_536))["source"])

@@ -54,4 +54,10 @@ class Guest(Protocol):
         """
 
 
-GUESTS: dict[str, Guest] = {guest.name: guest for guest in (Gvisor(), Qemu())}
+_QEMU = Qemu()
+GUESTS: dict[str, Guest] = {guest.name: guest for guest in (Gvisor(), _QEMU)}
+
+
+def keep_images(store: str) -> None:
+    """Where the builder finds images of virtual machines."""
+    _QEMU.keep_images(store)

@@ -56,7 +56,7 @@ class Qemu:
     seconds = START_SECONDS + 10.0
 
     def __init__(self) -> None:
-        self._store = ""
+        self._store = ""  # of images; "" for the one that this process's environment says
         self._files: dict[str, int] = {}
         self._image = ""
         self._archive = -1
@@ -72,7 +72,7 @@ class Qemu:
                 return f"there is no {path}. Install Debian's qemu-system-x86 and qemu-system-common."
         if os.path.realpath(sys.base_prefix) != "/usr":
             return f"Nucleus runs on the Python of {sys.base_prefix}, and a guest has the one of /usr"
-        found = guest_image.images(runtime.images_dir())
+        found = guest_image.images(self._store or runtime.images_dir())
         if not found:
             return "there is no image. Run `nucleus image build`."
         if found[0].sha256 != self._image:
@@ -83,6 +83,10 @@ class Qemu:
             self._image = found[0].sha256
             packets.close_all(old.values())
         return ""
+
+    def keep_images(self, store: str) -> None:
+        """Where images are, for a process whose environment does not say."""
+        self._store = store
 
     def missing(self) -> list[str]:
         """See `Guest.missing`."""

@@ -89,9 +89,9 @@ def trust_domain(state: str) -> str:
     return name
 
 
-def images_dir() -> str:
+def images_dir(state: str = "") -> str:
     """Where images of virtual machines are: beside the state, which as root is the authority's own. Not created."""
-    return f"{state_dir()}-images"
+    return f"{state or state_dir()}-images"
 
 
 def private_directory(path: str) -> None:

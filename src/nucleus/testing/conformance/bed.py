@@ -312,6 +312,8 @@ class Bed:
 @contextmanager
 def _environment(directory: str) -> Iterator[None]:
     """Ours while the builder is started: its own places, and a word that no pod may see."""
+    with suppress(FileExistsError):
+        os.symlink(runtime.images_dir(), f"{directory}/state-images")  # the person's, for pods that boot one
     wanted = {"NUCLEUS_STATE": f"{directory}/state", "NUCLEUS_RUNTIME": f"{directory}/run", MARKER: "seen"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
