@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nucleus.errors import InvalidError
-from nucleus.identity import sds
+from nucleus.identity import der, sds
 from nucleus.identity import sds_proto as proto
 from nucleus.identity.svid import pem_to_der
 
@@ -72,9 +72,9 @@ def test_what_is_no_request_for_secrets(asked: Any) -> None:
 
 def test_certificates_one_behind_the_other() -> None:
     small, large = b"\x30\x03abc", b"\x30\x82\x01\x00" + b"x" * 256
-    assert sds.split(small + large + small) == [small, large, small]
-    assert sds.split(b"") == []
-    assert pem_to_der(sds.pem("CERTIFICATE", large)) == [large]
+    assert der.split(small + large + small) == [small, large, small]
+    assert der.split(b"") == []
+    assert pem_to_der(der.pem("CERTIFICATE", large)) == [large]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_certificates_one_behind_the_other() -> None:
 )
 def test_bytes_that_are_no_certificates(data: bytes) -> None:
     with pytest.raises(InvalidError):
-        sds.split(data)
+        der.split(data)
 
 
 class Stream:

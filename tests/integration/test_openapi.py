@@ -19,7 +19,7 @@ DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs/openapi.json").read_text())
 CLIENT = """
 import http.client, json, os
 from nucleus.sdk.identity import Source, check_peer
-source = Source(os.environ["SPIFFE_ENDPOINT_SOCKET"])
+source = Source(os.environ["NUCLEUS_WORKLOAD_SOCKET"])
 host, port = os.environ["NUCLEUS_GATE"].removeprefix("https://").rsplit(":", 1)
 connection = http.client.HTTPSConnection(host, int(port), context=source.current()[1], timeout=20)
 connection.connect()
@@ -55,7 +55,7 @@ def test_each_error_is_in_the_document_with_its_status() -> None:
 
 def test_it_is_served_and_a_method_that_a_path_does_not_have_is_told(root_site: Site) -> None:
     served = Served(root_site)
-    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
     variables = {name: served.door[key] for name, key in names.items()}
     with root_site.script(f"import os; os.environ.update({variables!r})\n" + CLIENT) as child:
         out, err = child.communicate(timeout=60)

@@ -52,7 +52,7 @@ def test_a_genuine_svid_at_the_wrong_door_is_on_record(site: Site) -> None:
     first, other = Served(site), Served(site)
     try:
         door = {**first.door, "workload": other.door["workload"]}
-        names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+        names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
         with site.script(CLIENT.format({name: door[key] for name, key in names.items()})) as child:
             assert child.communicate(timeout=30)[0] == "unauthenticated\n"
         record = [r for r in site.records() if r["event"] == "unauthenticated"][-1]

@@ -51,7 +51,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 def client(site: Site, door: dict[str, str]) -> tuple[str, str]:
     """(stdout, stderr) of `CLIENT` behind this door."""
-    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
     variables = {name: door[key] for name, key in names.items()}
     with site.script(f"import os; os.environ.update({variables!r})" + CLIENT) as child:
         return child.communicate(timeout=30)

@@ -140,7 +140,7 @@ print(json.dumps({"came": came, "stdout": result["stdout"], "quiet": quiet["exit
 
 def test_over_http_and_in_the_client(root_site: Site) -> None:
     served = Served(root_site)
-    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
     variables = {name: served.door[key] for name, key in names.items()}
     code = SLOW.replace("sys, time", "sys, time").replace("time.sleep(3)", "time.sleep(1)")
     with root_site.script(f"import os; os.environ.update({variables!r})\nSLOW = {code!r}\n" + CLIENT) as child:
@@ -201,7 +201,7 @@ def test_a_search_that_takes_long_says_how_far_it_is(root_site: Site) -> None:
     for number in range(40):
         (root_site.workspace / f"{number}.txt").write_text(text)
     served = Served(root_site)
-    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
     variables = {name: served.door[key] for name, key in names.items()}
     with root_site.script(f"import os; os.environ.update({variables!r})\n" + SEARCHER) as child:
         out, err = child.communicate(timeout=60)
@@ -217,7 +217,7 @@ def test_a_search_that_takes_long_says_how_far_it_is(root_site: Site) -> None:
 
 def test_over_mcp_who_asks_for_progress_hears_how_much_there_is_and_not_what(root_site: Site) -> None:
     served = Served(root_site)
-    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+    names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
     variables = {name: served.door[key] for name, key in names.items()}
     hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     call = {"name": "run", "arguments": {"argv": ["python3", "-c", SLOW]}}

@@ -269,7 +269,7 @@ def test_from_the_environment(start_gate: Start, workload: Workload, monkeypatch
     gate = start_gate(lambda kind, body: ok({"text": "clean"}))
     monkeypatch.setenv("NUCLEUS_GATE", gate.url)
     monkeypatch.setenv("NUCLEUS_GATE_ID", GATE_ID)
-    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", workload.endpoint)
+    monkeypatch.setenv("NUCLEUS_WORKLOAD_SOCKET", workload.endpoint)
     with Gate() as agent:
         assert agent.git_status() == {"text": "clean"}
 

@@ -64,9 +64,9 @@ def test_bad_endpoints(endpoint: str) -> None:
 
 
 def test_endpoint_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", "unix:///tmp/w")
+    monkeypatch.setenv("NUCLEUS_WORKLOAD_SOCKET", "unix:///tmp/w")
     assert identity.socket_path() == "/tmp/w"
-    monkeypatch.delenv("SPIFFE_ENDPOINT_SOCKET")
+    monkeypatch.delenv("NUCLEUS_WORKLOAD_SOCKET")
     assert identity.socket_path() == "/run/nucleus/workload.sock"
 
 

@@ -197,7 +197,7 @@ def test_a_denial_is_a_tool_error(start_gate: Start, connect: Connect) -> None:
 
 
 def test_no_gate_is_a_tool_error(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{tmp_path}/none")
+    monkeypatch.setenv("NUCLEUS_WORKLOAD_SOCKET", f"unix://{tmp_path}/none")
     replies = talk(HELLO, call("read", {"path": "x"}))
     assert replies[1]["result"]["isError"] is True
     assert replies[1]["result"]["content"][0]["text"].startswith("unreachable:")
@@ -356,7 +356,7 @@ def environment(gate: StandInGate, workload: Workload) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "NUCLEUS_GATE": gate.url,
         "NUCLEUS_GATE_ID": GATE_ID,
-        "SPIFFE_ENDPOINT_SOCKET": workload.endpoint,
+        "NUCLEUS_WORKLOAD_SOCKET": workload.endpoint,
     }
 
 

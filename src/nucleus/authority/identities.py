@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nucleus.errors import AuditError, NucleusError
+from nucleus.errors import AuditError, InvalidError, NucleusError
 from nucleus.identity.revocation import Revocations
 from nucleus.identity.spiffe_id import SpiffeId
 
 if TYPE_CHECKING:
+    from nucleus.identity.bundle import Bundle
     from nucleus.identity.ca import CertificateAuthority
     from nucleus.identity.jwt_keys import JwtKeys
     from nucleus.identity.svid import X509Svid
@@ -48,6 +49,8 @@ class Issuer:
         self.sequence_file = os.path.join(state_dir, "bundle-sequence.json")
         self._jwt_file = os.path.join(state_dir, "jwt-keys.json")
         self._jwt: JwtKeys | None = None
+        self._authorities_file = os.path.join(state_dir, "upstream-bundle.json")
+        self._authorities: Bundle | None = None
         self._revocations_file = os.path.join(state_dir, "revocations.json")
         self._revocations: Revocations | None = None
 
@@ -103,6 +106,22 @@ class Issuer:
         with _usable():
             return self._open(now_ns).install(pem.encode(), now_ns, at_once=at_once)
 
+    def trust_also(self, found: Bundle, document: str, now_ns: int) -> None:
+        """The trust domain's keys as a CA above ours tells them; kept. Raises NucleusError."""
+        from nucleus.identity.entries import write_whole
+
+        with _usable():
+            ca = self._open(now_ns)
+            write_whole(self._authorities_file, document.encode())
+            self._authorities = found
+            ca.trust_also(found.x509)
+
+    def others(self, now_ns: int) -> Bundle | None:
+        """What `trust_also` was told last; None: nothing. Raises NucleusError."""
+        with _usable():
+            self._open(now_ns)
+        return self._authorities
+
     def jwt_keys(self, now_ns: int) -> JwtKeys:
         """What signs JWT-SVIDs. Raises NucleusError."""
         with _usable():
@@ -117,8 +136,24 @@ class Issuer:
         if self._ca is None:
             from nucleus.identity.ca import CertificateAuthority  # weight
 
-            self._ca = CertificateAuthority.load_or_create(self._directory, self._trust_domain, now=now_ns)
+            ca = CertificateAuthority.load_or_create(self._directory, self._trust_domain, now=now_ns)
+            self._authorities = self._read_authorities()
+            if self._authorities is not None:
+                ca.trust_also(self._authorities.x509)
+            self._ca = ca
         return self._ca
+
+    def _read_authorities(self) -> Bundle | None:
+        from nucleus.identity.bundle import MAX_DOCUMENT_BYTES, read
+        from nucleus.identity.entries import read_whole
+
+        data = read_whole(self._authorities_file, MAX_DOCUMENT_BYTES, "identity.upstream")
+        try:
+            return None if data is None else read(data, self._trust_domain)
+        except InvalidError as error:
+            why = f"{self._authorities_file} cannot be read: {error.message}"
+            step = "Move it away, and `nucleus identity ca spire` again."
+            raise NucleusError(why, rule="identity.upstream", next_step=step) from error
 
 
 @contextmanager

@@ -265,15 +265,43 @@ class Workloads:
 
         batch.answer(None, 0, None, recorded=True, then=then)
 
+    def _ca_authorities(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """The trust domain's keys, as a CA above ours tells them: read, on record, then kept, then told."""
+        from nucleus.identity.bundle import MAX_DOCUMENT_BYTES, read  # weight
+
+        document, now = fields.text(header, "document", MAX_DOCUMENT_BYTES), batch.now_ns
+        found, before = read(document, self._trust_domain), self._issuer.others(now)
+        if not found.x509:
+            raise InvalidError("a trust domain without X.509 authorities", rule="identity.upstream")
+        if before is not None and (found.x509, found.jwks) == (before.x509, before.jwks):
+            batch.answer(channel, ident, {"changed": False})
+            return
+        context = {"sha256": hashlib.sha256(document.encode()).hexdigest(), "x509_authorities": len(found.x509)}
+        who = f"uid:{channel.uid}"
+        batch.record("identity.entry", principal=who, operation="ca_authorities", context=context)
+
+        def then(error: NucleusError | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                self._issuer.trust_also(found, document, now)
+            except NucleusError as failed:
+                channel.fail(ident, failed)
+            else:
+                self._federated_otherwise(own=True)
+                channel.answer(ident, {"changed": True})
+
+        batch.answer(None, 0, None, recorded=True, then=then)
+
     def _tell(self) -> None:
         """The listeners: what they would answer has changed."""
         for listener in self._listeners:
             listener.send({"id": 0, "event": "changed"})
 
-    def _federated_otherwise(self) -> None:
+    def _federated_otherwise(self, *, own: bool = False) -> None:
         self._tell()
         for gate in self._gates.values():
-            gate.send({"id": 0, "op": "federated"})
+            gate.send({"id": 0, "op": "federated", **({"own": True} if own else {})})
 
     def lost(self, channel: Channel) -> None:
         """A channel is gone."""
@@ -473,7 +501,12 @@ class Workloads:
     def _jwks(self, now: int) -> str:
         from nucleus.identity import jwt_svid  # weight
 
-        return json.dumps(jwt_svid.jwks(self._issuer.jwt_keys(now).public(now)), separators=(",", ":"))
+        found = jwt_svid.jwks(self._issuer.jwt_keys(now).public(now))
+        others = self._issuer.others(now)
+        if others is not None:
+            ours = {key["kid"] for key in found["keys"]}
+            found["keys"] += [key for key in json.loads(others.jwks)["keys"] if key["kid"] not in ours]
+        return json.dumps(found, separators=(",", ":"))
 
 
 def _facts(value: Any) -> Facts:
@@ -526,6 +559,7 @@ _PERSON = {
     "issue": Workloads._issue,
     "ca_request": Workloads._ca_request,
     "ca_install": Workloads._ca_install,
+    "ca_authorities": Workloads._ca_authorities,
     "revoke": Workloads._revoke,
     "restore": Workloads._restore,
     "revocations": Workloads._revocations,

@@ -26,6 +26,11 @@ usage: nucleus identity show [--json]
        nucleus identity trust-domain [NAME]
        nucleus identity ca request
        nucleus identity ca install FILE [--at-once] [--json]
+       nucleus identity ca spire --server ADDRESS[:PORT] [--socket URI] [--id SPIFFE_ID] [--at-once] [--watch]
+       nucleus identity fetch x509 [--socket URI] [--id SPIFFE_ID] [--out DIR] [--json]
+       nucleus identity fetch jwt --audience WHO... [--socket URI] [--id SPIFFE_ID] [--json]
+       nucleus identity fetch validate FILE --audience WHO [--socket URI]
+       nucleus identity fetch bundles [--socket URI]
        nucleus identity entries add --id SPIFFE_ID --selector SELECTOR... [--ttl 1h] [--hint TEXT]
                                     [--federates-with TRUST_DOMAIN...]
        nucleus identity entries list [--json]
@@ -50,6 +55,9 @@ usage: nucleus identity show [--json]
   trust-domain  what all identities here are named by (default: nucleus.local); chosen before the first is issued
   ca       our CA below another one: a signing request, and the chain that answers it (ours first, the root last); it
            signs once every peer knows its root, a day later. --at-once: now, as where nothing was issued yet
+           spire: the CA above is a SPIRE server's; its agent on this host says who we are, a downstream entry
+           --watch    renew the chain at half of its life, follow the bundle, publish our JWT keys, until interrupted
+  fetch    from another Workload API, --socket or SPIFFE_ENDPOINT_SOCKET (a SPIRE agent's): what it says that we are
   entries  which processes of this host get which SPIFFE ID: all selectors of an entry must hold
              unix:uid:1000  unix:gid:1000  unix:supplementary_gid:27
              unix:path:/usr/bin/x  unix:sha256:<of the executable>  nucleus:pod:NAME
@@ -79,6 +87,11 @@ _TAKES = {
     "trust-domain": {},
     "ca request": {},
     "ca install": {"at-once": FLAG, "json": FLAG},
+    "ca spire": {"server": ONE, "socket": ONE, "id": ONE, "at-once": FLAG, "watch": FLAG},
+    "fetch x509": {"socket": ONE, "id": ONE, "out": ONE, "json": FLAG},
+    "fetch jwt": {"socket": ONE, "id": ONE, "audience": MANY, "json": FLAG},
+    "fetch validate": {"socket": ONE, "audience": MANY},
+    "fetch bundles": {"socket": ONE},
     "entries add": {"id": ONE, "selector": MANY, "ttl": ONE, "hint": ONE, "federates-with": MANY},
     "entries list": {"json": FLAG},
     "entries remove": {},
@@ -96,7 +109,7 @@ _TAKES = {
     "federate remove": {},
 }
 _WORDS = {"ca install": 1, "entries remove": 1, "issue": 1, "verify": 1, "revoke": 1, "restore": 1}
-_WORDS |= {"federate add": 1, "federate remove": 1}
+_WORDS |= {"federate add": 1, "federate remove": 1, "fetch validate": 1}
 _UNITS = {"s": 1, "m": 60, "h": 3_600}
 _FILE_BYTES = 262_144
 ROOT_SOCKET = "/run/nucleus-workload/api.sock"
@@ -108,7 +121,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(USAGE)
         return 0 if argv else 2
     verb, rest = argv[0], argv[1:]
-    if verb in ("entries", "federate", "ca") and rest:
+    if verb in ("entries", "federate", "ca", "fetch") and rest:
         verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in _TAKES:
         verbs = ", ".join(sorted(_TAKES))
@@ -120,6 +133,15 @@ def main(argv: list[str]) -> int:
         from nucleus.cli import trust_domain
 
         return trust_domain.run(options, words)
+    if verb == "ca spire":
+        from nucleus.cli import ca_spire
+
+        return ca_spire.run(options, words)
+    if verb.startswith("fetch "):
+        from nucleus.cli import identity_fetch as fetch
+
+        verbs_of = {"x509": fetch.x509, "jwt": fetch.jwt, "validate": fetch.validate, "bundles": fetch.bundles}
+        return verbs_of[verb.removeprefix("fetch ")](options, words)
     if verb.startswith("ca "):
         from nucleus.cli import ca
 
@@ -280,14 +302,14 @@ def _issue(options: dict[str, Any], words: list[str]) -> int:
     elif options["ttl"]:
         fields["ttl_s"] = _seconds(options["ttl"])
     if options["out"]:
-        _check_directory(options["out"])
+        check_directory(options["out"])
     with Authority() as authority:
         made = authority.call("issue", **fields)
     if options["audience"]:
         say(made["token"] + "\n")
         return 0
     for name, part in (("svid.pem", "cert_pem"), ("key.pem", "key_pem"), ("bundle.pem", "bundle_pem")):
-        _write(os.path.join(options["out"], name), made[part])
+        write_new(os.path.join(options["out"], name), made[part])
     say(f"{made['spiffe_id']} until {stamp(made['expires_ns'])} in {options['out']}\n")
     return 0
 
@@ -440,7 +462,7 @@ def _entry(entry: dict[str, Any]) -> None:
         say(f"  federates with {domain}\n")
 
 
-def _check_directory(path: str) -> None:
+def check_directory(path: str) -> None:
     try:
         os.makedirs(path, 0o700, exist_ok=True)
         there = [name for name in ("svid.pem", "key.pem", "bundle.pem") if os.path.lexists(os.path.join(path, name))]
@@ -450,7 +472,7 @@ def _check_directory(path: str) -> None:
         raise invalid(f"--out {path}: {there[0]} is there already")
 
 
-def _write(path: str, text: str) -> None:
+def write_new(path: str, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
         file.write(text)

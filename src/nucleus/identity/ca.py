@@ -7,7 +7,9 @@ Does not: decide who may have an ID (`workload` does), revoke (leaves are short)
 
 Below another CA (`upstream`): once the chain of an offline root has been installed, no root of ours is made again, and
 SVIDs come with the chain. The same rule holds: a root that peers do not know yet is published for `MAX_TTL_NS` first.
-When the chain ends and no other was installed, nothing is signed.
+When the chain ends and no other was installed, nothing is signed. Where the trust domain's bundle is told to us
+(`trust_also`: a SPIRE server's), its authorities are published beside our roots, and a chain whose root it has withdrawn
+counts no more.
 
 Roots: each lives `ROOT_TTL_NS` (96 h). When less than half is left, the next one is made and *published* in the bundle,
 but it signs only after `MAX_TTL_NS` (24 h): by then every SVID that was handed out with the older bundle has expired,
@@ -27,7 +29,7 @@ import datetime
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +84,7 @@ class CertificateAuthority:
         self._id = trust_domain
         self._roots = roots
         self._below = False  # a chain of another CA has been installed, at any time
+        self._others: dict[str, int] = {}  # authorities of the trust domain beside ours, PEM, and when each ends
 
     def __repr__(self) -> str:
         return f"<CertificateAuthority {self._id.trust_domain}, {len(self._roots)} roots>"
@@ -115,26 +118,40 @@ class CertificateAuthority:
 
     def bundle_pem(self, now: int) -> str:
         """All roots that still count, newest first. Renews when due."""
-        self.maintain(now)
-        return "".join(dict.fromkeys(root.pem for root in self._roots))
+        return "".join(self._published(now))
 
     def roots(self, now: int) -> dict[str, tuple[bytes, ...]]:
         """`bundle_pem` as `svid.Roots`."""
-        self.maintain(now)
-        pems = dict.fromkeys(root.pem for root in self._roots)
-        return {self.trust_domain: tuple(der for pem in pems for der in pem_to_der(pem))}
+        return {self.trust_domain: tuple(der for pem in self._published(now) for der in pem_to_der(pem))}
+
+    def trust_also(self, authorities: Iterable[bytes]) -> None:
+        """The trust domain's authorities, DER, as who stands above us tells them; none: nobody does.
+
+        Raises:
+            InvalidError: one is no certificate.
+        """
+        found: dict[str, int] = {}
+        try:
+            for der in authorities:
+                cert = x509.load_der_x509_certificate(der)
+                pem = cert.public_bytes(serialization.Encoding.PEM).decode()
+                found[pem] = round(cert.not_valid_after_utc.timestamp()) * SECOND_NS
+        except ValueError as error:
+            raise InvalidError("an authority is no certificate", rule="identity.upstream") from error
+        self._others = found
 
     def facts(self, now: int) -> list[dict[str, Any]]:
-        """Each root's serial number (hex) and end (nanoseconds since the epoch), and whether it has its key still."""
+        """Each root's serial number (hex), begin and end (nanoseconds since the epoch), and whether it has its key still."""
         self.maintain(now)
         return [
             {
                 "serial": f"{root.cert.serial_number:x}",
+                "begins_ns": root.not_before_ns,
                 "expires_ns": root.expires_ns,
                 "key": root.key is not None,
                 "upstream": bool(root.chain),
             }
-            for root in self._roots
+            for root in self._counting()
         ]
 
     def issue(self, spiffe_id: SpiffeId, *, ttl_ns: int = DEFAULT_TTL_NS, now: int) -> X509Svid:
@@ -191,9 +208,9 @@ class CertificateAuthority:
         if not SECOND_NS <= ttl_ns <= MAX_TTL_NS:
             raise InvalidError(f"ttl is not 1 s to {MAX_TTL_NS // SECOND_NS} s", rule="identity.ttl")
         self.maintain(now)
-        if not any(root.key is not None for root in self._roots):
+        if not any(root.key is not None for root in self._counting()):
             raise NucleusError(
-                "no key signs here: the upstream chain has ended, and no other is installed",
+                "no key signs here: the upstream chain has ended or was withdrawn, and no other is installed",
                 rule="identity.upstream",
                 next_step="`nucleus identity ca request`, have it signed, `nucleus identity ca install FILE`.",
             )
@@ -203,16 +220,26 @@ class CertificateAuthority:
         leaf = _leaf(root, spiffe_id, key, ttl_ns, now)
         expires_s = round(leaf.not_valid_after_utc.timestamp())
         pem = leaf.public_bytes(serialization.Encoding.PEM).decode() + root.chain
-        bundle = "".join(dict.fromkeys(each.pem for each in self._roots))
+        bundle = "".join(self._published(now))
         return X509Svid(spiffe_id, pem, "", bundle, expires_s * SECOND_NS, now, leaf.serial_number)
 
     def _signer(self, now: int, ttl_ns: int) -> _Root:
         """The newest root that every live peer knows, unless it ends too soon: then the newest."""
-        keyed = [root for root in self._roots if root.key is not None and root.not_before_ns <= now]
+        keyed = [root for root in self._counting() if root.key is not None and root.not_before_ns <= now]
         known = next((root for root in keyed if root.published_ns + MAX_TTL_NS <= now), keyed[-1])
         return known if known.expires_ns - now >= ttl_ns else keyed[0]
 
     # -- roots ---------------------------------------------------------------------------------------------------
+
+    def _counting(self) -> list[_Root]:
+        """All but those below a root that the trust domain's bundle has no more."""
+        return [root for root in self._roots if not (root.chain and self._others and root.pem not in self._others)]
+
+    def _published(self, now: int) -> list[str]:
+        """The bundle, PEM, each root once."""
+        self.maintain(now)
+        others = [pem for pem, expires_ns in self._others.items() if expires_ns > now]
+        return list(dict.fromkeys([*(root.pem for root in self._counting()), *others]))
 
     def _due(self, now: int) -> bool:
         if (not self._roots and not self._below) or any(root.expires_ns <= now for root in self._roots):

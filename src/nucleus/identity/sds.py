@@ -18,7 +18,6 @@ import asyncio
 import base64
 import hashlib
 import itertools
-import textwrap
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -28,6 +27,7 @@ from grpclib.exceptions import GRPCError
 
 from nucleus.errors import DeniedError, InvalidError
 from nucleus.identity import sds_proto as proto
+from nucleus.identity.der import pem, split
 from nucleus.identity.rpc import Answers, Call, due, receive, receive_next
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
@@ -256,26 +256,3 @@ def _context(name: str, roots: bytes) -> Any:
 def _response(version: str, nonce: str, resources: Iterable[Any]) -> Any:
     packed = [proto.Any(type_url=TYPE_URL, value=one.SerializeToString(deterministic=True)) for one in resources]
     return proto.DiscoveryResponse(version_info=version, resources=packed, type_url=TYPE_URL, nonce=nonce)
-
-
-def pem(label: str, der: bytes) -> str:
-    """PEM (RFC 7468)."""
-    body = "\n".join(textwrap.wrap(base64.b64encode(der).decode("ascii"), 64))
-    return f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n"
-
-
-def split(data: bytes) -> list[bytes]:
-    """Certificates that stand one behind the other, each a DER SEQUENCE. Raises InvalidError: they are none."""
-    found = []
-    while data:
-        if len(data) < 2 or data[0] != 0x30 or data[1] == 0x80:
-            raise InvalidError("not DER certificates", rule="sds.der")
-        size, head = data[1], 2
-        if size & 0x80:
-            head += size & 0x7F
-            size = int.from_bytes(data[2:head])
-        if head + size > len(data):
-            raise InvalidError("a certificate is cut short", rule="sds.der")
-        found.append(data[: head + size])
-        data = data[head + size :]
-    return found

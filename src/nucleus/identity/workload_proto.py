@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, st
 
 SERVICE = "SpiffeWorkloadAPI"  # the standard's service has no package
 _STRUCT = ".google.protobuf.Struct"
-# message -> (field, number, type): "text", "bytes", "int32", "[text]", "{bytes}" (map<string, bytes>), or a message
+# message -> (field, number, type): "text", "bytes", "int32", "int64", "[text]", "{bytes}" (map<string, bytes>), or a message
 Messages = Mapping[str, tuple[tuple[str, int, str], ...]]
 _MESSAGES: Messages = {
     "X509SVIDRequest": (),
@@ -38,7 +38,13 @@ _MESSAGES: Messages = {
     "ValidateJWTSVIDResponse": (("spiffe_id", 1, "text"), ("claims", 2, _STRUCT)),
 }
 _Field = descriptor_pb2.FieldDescriptorProto
-_SCALARS = {"text": _Field.TYPE_STRING, "bytes": _Field.TYPE_BYTES, "int32": _Field.TYPE_INT32}
+_SCALARS = {
+    "text": _Field.TYPE_STRING,
+    "bytes": _Field.TYPE_BYTES,
+    "int32": _Field.TYPE_INT32,
+    "int64": _Field.TYPE_INT64,
+    "bool": _Field.TYPE_BOOL,
+}
 
 
 def pool(name: str, messages: Messages) -> descriptor_pool.DescriptorPool:

@@ -12,6 +12,7 @@ Does not: verify the SVID's own profile (X509-SVID section 5): the gate does, on
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import socket
 import ssl
@@ -24,7 +25,7 @@ from typing import Any
 from nucleus.sdk import wire
 
 ENDPOINT_ENV = "NUCLEUS_WORKLOAD_SOCKET"  # unix:///path of the small protocol, beside the standard's gRPC
-OLD_ENDPOINT_ENV = "SPIFFE_ENDPOINT_SOCKET"  # where there was no other socket: it is the standard's now (ADR 19)
+STANDARD_ENV = "SPIFFE_ENDPOINT_SOCKET"  # the standard's Workload API: a SPIRE agent's, or ours (ADR 27)
 DEFAULT_ENDPOINT = "unix:///run/nucleus/workload.sock"
 FETCH_TIMEOUT_S = 10.0
 _MFD_NOEXEC_SEAL = 8  # memfd_create(2)
@@ -57,14 +58,14 @@ class Svid:
 
 def socket_path(endpoint: str | None = None) -> str:
     """The path of a ``unix:///…`` endpoint (default: the environment, then ours). Raises IdentityError."""
-    endpoint = endpoint or os.environ.get(ENDPOINT_ENV) or os.environ.get(OLD_ENDPOINT_ENV) or DEFAULT_ENDPOINT
+    endpoint = endpoint or os.environ.get(ENDPOINT_ENV) or DEFAULT_ENDPOINT
     if not endpoint.startswith("unix:///") or "\0" in endpoint:
         raise IdentityError("bad_endpoint", f"{ENDPOINT_ENV} must look like unix:///path")
     return endpoint[len("unix://") :]
 
 
 def fetch(endpoint: str | None = None, spiffe_id: str = "", timeout_s: float = FETCH_TIMEOUT_S) -> Svid:
-    """Ask the Workload socket for our SVID.
+    """Ask the Workload socket for our SVID; where there is none of ours, the one that SPIFFE_ENDPOINT_SOCKET names.
 
     Args:
         endpoint: ``unix:///path``; default from the environment.
@@ -74,6 +75,8 @@ def fetch(endpoint: str | None = None, spiffe_id: str = "", timeout_s: float = F
     Raises:
         IdentityError: with the listener's own code (``denied``), ``unreachable``, or ``bad_reply``.
     """
+    if not endpoint and not os.environ.get(ENDPOINT_ENV) and os.environ.get(STANDARD_ENV):
+        return _fetch_standard(spiffe_id, timeout_s)
     request: dict[str, Any] = {"id": 1, "op": "fetch_x509_svid"}
     if spiffe_id:
         request["spiffe_id"] = spiffe_id
@@ -90,6 +93,21 @@ def fetch(endpoint: str | None = None, spiffe_id: str = "", timeout_s: float = F
     if answer is None:
         raise IdentityError("unreachable", "the workload socket closed without an answer")
     return _parse(answer[0])
+
+
+def _fetch_standard(spiffe_id: str, timeout_s: float) -> Svid:
+    """By the standard's gRPC, which needs more than this package: the whole of Nucleus, as on a host outside of pods."""
+    try:
+        client = importlib.import_module("nucleus.identity.workload_client")
+    except ImportError as error:
+        why = f"{STANDARD_ENV} wants the whole of Nucleus installed, or a Source with a fetcher of yours"
+        raise IdentityError("no_client", why) from error
+    try:
+        return _parse({"ok": client.fetch_for_sdk(None, spiffe_id, timeout_s)})
+    except Exception as error:
+        if not hasattr(error, "rule"):
+            raise
+        raise IdentityError(str(getattr(error, "code", "denied")), str(error)) from error
 
 
 def _parse(header: dict[str, Any]) -> Svid:

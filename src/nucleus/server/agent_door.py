@@ -104,8 +104,10 @@ class AgentDoor:
         self._again = True
         self._renew.set()
 
-    def federated(self) -> None:
-        """Foreign bundles are others now, says the authority."""
+    def federated(self, *, own: bool = False) -> None:
+        """Foreign bundles are others now, says the authority; `own`: that of our trust domain is."""
+        if own:
+            self.renew()
         self._renew.set()
 
     async def _foreign(self, svid: X509Svid) -> Roots:
@@ -120,7 +122,10 @@ class AgentDoor:
         return {name: tuple(der for der in ders if _subject(der) not in taken) for name, ders in found.items()}
 
     def _install(self, svid: X509Svid, foreign: Roots) -> None:
-        """New connections see these; those of foreign trust domains whose roots are others now end."""
+        """New connections see these; those of foreign trust domains whose roots are others now end.
+
+        Ours end when a root is gone before its time: who stands above our CA has withdrawn it.
+        """
         before = self._holder.roots
         try:
             self._holder.update(svid, {**foreign, **svid.roots()})
@@ -128,6 +133,8 @@ class AgentDoor:
             self._holder.update(svid)  # what OpenSSL cannot read of others does not keep us from our own
         roots, own = self._holder.roots, svid.spiffe_id.trust_domain
         changed = {name for name in before if name != own and before[name] != roots.get(name)}
+        if any(_lives(der) for der in set(before.get(own, ())) - set(roots.get(own, ()))):
+            changed.add(own)
         if changed:
             self._peers.cut(lambda peer: SpiffeId.parse(peer.principal.spiffe_id).trust_domain in changed)
 
@@ -190,6 +197,10 @@ class AgentDoor:
 
 def _serial(svid: X509Svid) -> int:
     return x509.load_der_x509_certificate(pem_to_der(svid.cert_pem)[0]).serial_number
+
+
+def _lives(der: bytes) -> bool:
+    return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() > time.time()
 
 
 def _subject(der: bytes) -> tuple[frozenset[tuple[str, str]], ...] | None:

@@ -117,7 +117,7 @@ async def serve(
                 door.told(frame.header)
         elif frame.header.get("op") == "federated":
             for door in doors:
-                door.federated()
+                door.federated(own=frame.header.get("own") is True)
         elif changes:
             changes[0].received(frame)
 
