@@ -260,7 +260,7 @@ class Workloads:
             except NucleusError as failed:
                 channel.fail(ident, failed)
             else:
-                self._tell()
+                self._federated_otherwise(own=True)
                 channel.answer(ident, {"installed": installed})
 
         batch.answer(None, 0, None, recorded=True, then=then)

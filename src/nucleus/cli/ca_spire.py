@@ -58,9 +58,8 @@ class _Upstream:
                 chain, _ = server.new_ca(self._authority.call("ca_request")["pem"])  # 4
                 self._await_root(client, pem_to_der(chain)[-1])
                 made = self._authority.call("ca_install", pem=chain, at_once=self._at_once)["installed"]
-                _say(
-                    f"installed {made['serial']}, until {stamp(made['expires_ns'])}; signs from {stamp(made['signs_ns'])}"
-                )
+                until, signs = stamp(made["expires_ns"]), stamp(made["signs_ns"])
+                _say(f"installed {made['serial']}, until {until}; signs from {signs}")
             ours = read_jwks(self._authority.call("bundle")["jwks"])
             for kid in keys:  # 5
                 server.publish(kid, ours[kid], round(time.time()) + JWT_KEY_S)
@@ -153,7 +152,7 @@ def due(roots: list[dict[str, Any]], now_ns: int) -> bool:
 
 
 def address(text: str) -> tuple[str, int]:
-    """``ADDRESS``, ``ADDRESS:PORT``, ``[v6]:PORT``; the port is SPIRE's own where there is none. Raises InvalidError."""
+    """``ADDRESS``, ``ADDRESS:PORT``, ``[v6]:PORT``; else SPIRE's own port. Raises InvalidError."""
     host, colon, port = text.rpartition(":")
     if not colon or (text.startswith("[") and text.endswith("]")):
         host, port = text, str(_PORT)

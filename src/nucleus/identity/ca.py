@@ -8,8 +8,8 @@ Does not: decide who may have an ID (`workload` does), revoke (leaves are short)
 Below another CA (`upstream`): once the chain of an offline root has been installed, no root of ours is made again, and
 SVIDs come with the chain. The same rule holds: a root that peers do not know yet is published for `MAX_TTL_NS` first.
 When the chain ends and no other was installed, nothing is signed. Where the trust domain's bundle is told to us
-(`trust_also`: a SPIRE server's), its authorities are published beside our roots, and a chain whose root it has withdrawn
-counts no more.
+(`trust_also`: a SPIRE server's), its authorities are published beside our roots, and a chain whose root it has
+withdrawn counts no more.
 
 Roots: each lives `ROOT_TTL_NS` (96 h). When less than half is left, the next one is made and *published* in the bundle,
 but it signs only after `MAX_TTL_NS` (24 h): by then every SVID that was handed out with the older bundle has expired,
@@ -141,7 +141,7 @@ class CertificateAuthority:
         self._others = found
 
     def facts(self, now: int) -> list[dict[str, Any]]:
-        """Each root's serial number (hex), begin and end (nanoseconds since the epoch), and whether it has its key still."""
+        """Each root's serial number (hex), begin and end (nanoseconds since the epoch), whether it has its key."""
         self.maintain(now)
         return [
             {

@@ -20,10 +20,12 @@ import json
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError
@@ -139,9 +141,10 @@ class Server:
                 theirs = serialization.load_der_public_key(one.public_key)
             except Exception as error:  # hostile bytes: whatever the parser says, it is no key
                 raise _answer("a JWT authority is no key") from error
-            if not one.tainted and isinstance(theirs, ec.EllipticCurvePublicKey):
-                if isinstance(theirs.curve, ec.SECP256R1):
-                    found[one.key_id] = theirs
+            if not isinstance(theirs, ec.EllipticCurvePublicKey) or not isinstance(theirs.curve, ec.SECP256R1):
+                continue
+            if not one.tainted:
+                found[one.key_id] = theirs
         return json.dumps(jwt_svid.jwks(found), separators=(",", ":"))
 
     def _call(self, path: str, request: Any, kind: Any) -> Any:
@@ -153,7 +156,7 @@ class Server:
 
 
 def authorities(der: Iterable[bytes], jwks: str) -> str:
-    """The trust domain's keys as a SPIFFE bundle, which the authority reads. Raises InvalidError: a key is not ECDSA."""
+    """The trust domain's keys as a SPIFFE bundle, for the authority. Raises InvalidError: a key is not ECDSA."""
     try:
         return json.dumps(document(armour(der), jwks), separators=(",", ":"))
     except (AssertionError, ValueError) as error:
@@ -168,14 +171,12 @@ def _root_of(chain: Iterable[bytes], authorities: Iterable[bytes]) -> bytes:
     """The authority that the chain leads to."""
     try:
         last = x509.load_der_x509_certificate(list(chain)[-1])
-        for der in authorities:
-            try:
-                last.verify_directly_issued_by(x509.load_der_x509_certificate(der))
-            except Exception:  # not this one: `upstream` has the last word
-                continue
-            return der
     except ValueError:
-        pass
+        raise _answer("its chain is no certificates") from None
+    for der in authorities:
+        with suppress(ValueError, TypeError, InvalidSignature):  # not this one
+            last.verify_directly_issued_by(x509.load_der_x509_certificate(der))
+            return der
     raise _answer("its chain leads to none of its authorities")
 
 

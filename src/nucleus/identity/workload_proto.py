@@ -15,7 +15,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, st
 
 SERVICE = "SpiffeWorkloadAPI"  # the standard's service has no package
 _STRUCT = ".google.protobuf.Struct"
-# message -> (field, number, type): "text", "bytes", "int32", "int64", "[text]", "{bytes}" (map<string, bytes>), or a message
+# message -> (field, number, type): "text", "bytes", "int32", "int64", "bool", "[text]",
+# "{bytes}" (map<string, bytes>), or a message
 Messages = Mapping[str, tuple[tuple[str, int, str], ...]]
 _MESSAGES: Messages = {
     "X509SVIDRequest": (),

@@ -96,7 +96,7 @@ def fetch(endpoint: str | None = None, spiffe_id: str = "", timeout_s: float = F
 
 
 def _fetch_standard(spiffe_id: str, timeout_s: float) -> Svid:
-    """By the standard's gRPC, which needs more than this package: the whole of Nucleus, as on a host outside of pods."""
+    """By the standard's gRPC, which needs more than this package: the whole of Nucleus, as on a host."""
     try:
         client = importlib.import_module("nucleus.identity.workload_client")
     except ImportError as error:
