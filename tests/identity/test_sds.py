@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nucleus.errors import InvalidError
+from nucleus.errors import DeniedError, InvalidError
 from nucleus.identity import der, sds
 from nucleus.identity import sds_proto as proto
 from nucleus.identity.svid import pem_to_der
@@ -122,6 +122,8 @@ class Answers:
         self.asked: list[tuple[str, str]] = []
         self.event = asyncio.Event()
         self.roots = b"\x30\x01r"
+        self.federated: dict[str, bytes] = {}
+        self.withdrawn = ""
         self.digest = "1"
 
     def changed(self) -> None:
@@ -134,7 +136,12 @@ class Answers:
     async def ask(self, op: str, conn: int, **fields: Any) -> dict[str, Any]:
         self.asked.append((op, fields.get("spiffe_id", "")))
         if op == "bundles":
-            return {"trust_domain": "nucleus.local", "x509": base64.b64encode(self.roots).decode()}
+            own = base64.b64encode(self.roots).decode()
+            return {"trust_domain": "nucleus.local", "x509": own, "federated": sorted(self.federated)}
+        if op == "federated":
+            if fields["trust_domain"] == self.withdrawn:
+                raise DeniedError("no entry", rule="identity.federation")
+            return {"x509": base64.b64encode(self.federated[fields["trust_domain"]]).decode(), "jwks": "{}"}
         if op == "look":
             return {"digest": self.digest}
         number = len(self.asked)
@@ -211,6 +218,34 @@ def test_no_name_is_everything() -> None:
     async def play(answers: Answers, stream: Stream) -> None:
         stream.ask(request())
         assert set(of(await stream.next())) == {ID, "spiffe://nucleus.local"}
+
+    played(60, play)
+
+
+def test_foreign_roots_are_pushed_alone_and_in_all_each_for_its_own() -> None:
+    theirs = "spiffe://foreign.example"
+
+    def domains(message: Any) -> dict[str, int]:
+        config = of(message)["ALL"].validation_context.custom_validator_config
+        assert config.name == "envoy.tls.cert_validator.spiffe"
+        found = proto.SPIFFECertValidatorConfig.FromString(config.typed_config.value).trust_domains
+        return {one.name: one.trust_bundle.inline_bytes.count(b"BEGIN") for one in found}
+
+    async def play(answers: Answers, stream: Stream) -> None:
+        answers.federated["foreign.example"] = b"\x30\x01f"
+        stream.ask(request("ALL", theirs))
+        first = await stream.next()
+        assert domains(first) == {"foreign.example": 1, "nucleus.local": 1}
+        assert of(first)[theirs].validation_context.trusted_ca.inline_bytes.count(b"BEGIN") == 1
+        answers.federated["foreign.example"] += b"\x30\x01g"
+        answers.changed()
+        second = await stream.next()
+        assert domains(second) == {"foreign.example": 2, "nucleus.local": 1}
+        answers.withdrawn = "foreign.example"  # between two of the authority's answers
+        answers.changed()
+        third = await stream.next()
+        assert (domains(third), set(of(third))) == ({"nucleus.local": 1}, {"ALL"})
+        assert not third.resources[0].value.count(b"trusted_ca")
 
     played(60, play)
 

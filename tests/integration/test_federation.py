@@ -22,11 +22,12 @@ from grpclib.exceptions import GRPCError
 from integration.foreign import Domain, Server, web_certificate
 from integration.site import USER, Site
 from integration.test_identity_api import OTHER, Served, call, first, refused, run
+from integration.test_sds import fetched, secrets
 from integration.test_serve import Served as Gate
 from integration.test_serve import call as call_gate
 from integration.workload_client import connected
 from nucleus.errors import SandboxError
-from nucleus.identity import bundle, bundle_client
+from nucleus.identity import bundle, bundle_client, sds_proto
 from nucleus.identity import workload_proto as proto
 from nucleus.identity.federation import Relationship
 from nucleus.identity.spiffe_id import SpiffeId
@@ -111,6 +112,17 @@ def test_only_a_workload_whose_entry_names_it_is_given_a_foreign_bundle(
     jwt = run(first(served.socket, "FetchJWTBundles")).bundles
     kids = [key["kid"] for key in json.loads(jwt[f"spiffe://{FOREIGN}"])["keys"]]
     assert kids == list(domain.keys.public(time.time_ns()))
+
+    # Envoy's form of it.
+    by_sds = secrets(run(fetched(served.socket, f"spiffe://{FOREIGN}", "ALL")))
+    theirs = by_sds[f"spiffe://{FOREIGN}"].validation_context.trusted_ca.inline_bytes.decode()
+    assert b"".join(pem_to_der(theirs)) == roots
+    validator = by_sds["ALL"].validation_context.custom_validator_config.typed_config.value
+    known = sds_proto.SPIFFECertValidatorConfig.FromString(validator).trust_domains
+    assert {one.name: len(pem_to_der(one.trust_bundle.inline_bytes.decode())) for one in known} == {
+        FOREIGN: len(domain.ca.roots(time.time_ns())[FOREIGN]),
+        "nucleus.local": 1,
+    }
 
     script = """
 import asyncio, json, sys

@@ -71,7 +71,7 @@ def endpoint(name: str, address: dict[str, Any], http: dict[str, Any], **more: A
     }  # fmt: skip
 
 
-def config(api: str, server: str, client: str, ports: tuple[int, int, int]) -> dict[str, Any]:
+def config(api: str, server: str, client: str, ports: tuple[int, int, int], roots: str = "ROOTCA") -> dict[str, Any]:
     plain, mutual, admin = ports
     said = [
         {"header": {"key": "x-client", "value": "%DOWNSTREAM_PEER_URI_SAN%"}},
@@ -84,11 +84,14 @@ def config(api: str, server: str, client: str, ports: tuple[int, int, int]) -> d
     passed = {"match": {"prefix": "/"}, "route": {"cluster": "mutual", "timeout": "10s"}}
     down = {
         "@type": TLS + "DownstreamTlsContext", "require_client_certificate": True,
-        "common_tls_context": context(server, client, "ROOTCA"),
+        "common_tls_context": context(server, client, roots),
     }  # fmt: skip
     http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
     domain = "/".join(client.split("/")[:3])
-    up = {"@type": TLS + "UpstreamTlsContext", "common_tls_context": context(client, server, domain)}
+    up = {
+        "@type": TLS + "UpstreamTlsContext",
+        "common_tls_context": context(client, server, domain if roots == "ROOTCA" else roots),
+    }
     # A connection for each request, so that each has the certificates of its moment.
     once = {"explicit_http_config": {"http_protocol_options": {}},
             "common_http_protocol_options": {"max_requests_per_connection": 1}}  # fmt: skip
@@ -113,12 +116,13 @@ class Envoy:
         binary: of Envoy.
         api: path of the socket.
         server, client: SPIFFE IDs that this process may have.
+        roots: the name of both ends' validation context; ROOTCA: that of the trust domain at the client's end.
     """
 
-    def __init__(self, binary: str, api: str, server: str, client: str) -> None:
+    def __init__(self, binary: str, api: str, server: str, client: str, roots: str = "ROOTCA") -> None:
         self.ports = (free_port(), free_port(), free_port())
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- until `close`
-        made = json.dumps(config(api, server, client, self.ports))
+        made = json.dumps(config(api, server, client, self.ports, roots))
         self.process = subprocess.Popen(
             [binary, "--disable-hot-restart", "--concurrency", "1", "-l", "warning", "--config-yaml", made],
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env={},

@@ -49,8 +49,11 @@ def answer(served: Served, port: int, directory: Path, own: str) -> str:
         return "refused"
 
 
-def test_mutual_tls_both_ways_across_rotations_without_a_failed_request(served: Served, tmp_path: Path) -> None:
-    envoy = Envoy(BINARY, served.socket, NAME + "server", NAME + "client")
+@pytest.mark.parametrize("roots", ["ROOTCA", "ALL"])
+def test_mutual_tls_both_ways_across_rotations_without_a_failed_request(
+    served: Served, tmp_path: Path, roots: str
+) -> None:
+    envoy = Envoy(BINARY, served.socket, NAME + "server", NAME + "client", roots)
     try:
         serials: set[str] = set()
         requests, failed, until = 0, [], time.monotonic() + 60

@@ -8,8 +8,10 @@ Does not: want the Workload API's security header (Envoy sends none, nor does SP
 protocol (DeltaSecrets).
 
 Names of resources, as SPIRE's agent has them: a SPIFFE ID, a TLS certificate with its key; ``default``, that of the
-caller's first identity; a trust domain's ID (``spiffe://domain``), its roots as a validation context; ``ROOTCA``, those
-of the caller's own trust domain; no name at all, everything that is the caller's.
+caller's first identity; a trust domain's ID (``spiffe://domain``), its roots as a validation context, also of a foreign
+one that an entry of the caller's names (`federates_with`); ``ROOTCA``, those of the caller's own trust domain; ``ALL``,
+each of these for the peers of its own trust domain alone, by Envoy's SPIFFE validator; no name at all, all but ``ALL``
+and ``ROOTCA``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import base64
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grpclib.const import Cardinality
@@ -32,7 +34,9 @@ from nucleus.identity.rpc import Answers, Call, due, receive, receive_next
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
 TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-DEFAULT, ROOTS = "default", "ROOTCA"
+DEFAULT, ROOTS, ALL = "default", "ROOTCA", "ALL"
+_VALIDATOR = "envoy.tls.cert_validator.spiffe"
+_VALIDATOR_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 MAX_REQUEST_BYTES = 131_072  # Envoy says in the first one which extensions it has: some 50 KB
 MAX_NAMES = 16
 _MAX_NAME = 2_048
@@ -189,12 +193,30 @@ class Secrets:
         if contexts or not names:
             bundles = await self._answers.ask("bundles", self._conn)
             own = f"spiffe://{bundles['trust_domain']}"
-            for name in contexts or [own]:
-                if name not in (own, ROOTS):
+            federated = {f"spiffe://{name}": str(name) for name in bundles["federated"]}
+            known = {own: str(bundles["x509"])}
+            for name in contexts or [own, *federated]:
+                if name not in (own, ROOTS, ALL) and name not in federated:
                     raise DeniedError("no bundle of that trust domain is here", rule="sds.bundle")
-                version.update(f"{name} {bundles['x509']}\n".encode())
-                resources.append(_context(name, base64.b64decode(bundles["x509"])))
+                for foreign in federated if name == ALL else (name,):
+                    if foreign in federated and foreign not in known:
+                        known[foreign] = await self._foreign(federated[foreign])
+                taken = known if name == ALL else {name: known[own if name == ROOTS else name]}
+                taken = {one: roots for one, roots in taken.items() if roots}
+                if not taken:
+                    continue  # it was taken away just now: a change is on its way
+                version.update(f"{name} {sorted(taken.items())}\n".encode())
+                resources.append(_all(taken) if name == ALL else _context(name, base64.b64decode(taken[name])))
         return version.hexdigest()[:16], resources
+
+    async def _foreign(self, name: str) -> str:
+        """The roots of a trust domain that an entry of the caller's names, DER in base64; "": none does any more."""
+        try:
+            return str((await self._answers.ask("federated", self._conn, trust_domain=name))["x509"])
+        except DeniedError as error:
+            if error.rule != "identity.federation":
+                raise
+            return ""
 
 
 _ENDED = object()
@@ -232,7 +254,7 @@ def _only(spiffe_id: str) -> dict[str, str]:
 
 
 def _is_context(name: str) -> bool:
-    return name == ROOTS or (name.startswith("spiffe://") and "/" not in name.removeprefix("spiffe://"))
+    return name in (ROOTS, ALL) or (name.startswith("spiffe://") and "/" not in name.removeprefix("spiffe://"))
 
 
 def _certificate(name: str, svid: dict[str, Any]) -> Any:
@@ -248,9 +270,26 @@ def _certificate(name: str, svid: dict[str, Any]) -> Any:
 
 
 def _context(name: str, roots: bytes) -> Any:
+    return proto.Secret(name=name, validation_context=proto.CertificateValidationContext(trusted_ca=_source(roots)))
+
+
+def _all(roots: Mapping[str, str]) -> Any:
+    """``ALL``: never one store, in which a foreign root could speak for our names."""
+    domains = [
+        proto.TrustDomain(name=name.removeprefix("spiffe://"), trust_bundle=_source(base64.b64decode(roots[name])))
+        for name in sorted(roots)
+    ]
+    config = proto.SPIFFECertValidatorConfig(trust_domains=domains).SerializeToString(deterministic=True)
+    validator = proto.TypedExtensionConfig(
+        name=_VALIDATOR, typed_config=proto.Any(type_url=_VALIDATOR_TYPE, value=config)
+    )
+    context = proto.CertificateValidationContext(custom_validator_config=validator)
+    return proto.Secret(name=ALL, validation_context=context)
+
+
+def _source(roots: bytes) -> Any:
     trusted = "".join(pem("CERTIFICATE", one) for one in split(roots))
-    context = proto.CertificateValidationContext(trusted_ca=proto.DataSource(inline_bytes=trusted.encode()))
-    return proto.Secret(name=name, validation_context=context)
+    return proto.DataSource(inline_bytes=trusted.encode())
 
 
 def _response(version: str, nonce: str, resources: Iterable[Any]) -> Any:
