@@ -2,7 +2,8 @@
 
 Sources: envoy/service/discovery/v3/discovery.proto, envoy/config/core/v3/{base,extension}.proto,
 envoy/extensions/transport_sockets/tls/v3/{secret,common,tls_spiffe_validator_config}.proto, google/rpc/status.proto,
-google/protobuf/any.proto. Fields that we neither read nor send are left out: protobuf passes over what it does not know.
+google/protobuf/any.proto. Fields that we neither read nor send are left out: protobuf passes over what it does not
+know.
 Names have no package here; on the wire there are none.
 Imports `google.protobuf`, as `workload_proto`, whose descriptors these are made with.
 """
