@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell test -x /usr/bin/python3 && /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo /usr/bin/python3 || command -v python3)
 BIN := .venv/bin
 DEBIAN := git python3 python3-venv ca-certificates
-DEBIAN_TEST := curl iproute2 iptables nftables
+DEBIAN_TEST := curl iproute2 iptables nftables softhsm2
 DEBIAN_GUEST := qemu-system-x86 busybox-static lz4
 
 .DEFAULT_GOAL := help

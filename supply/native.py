@@ -57,6 +57,8 @@ WHEELS = {
                  "messages of any local process, their length bounded", WORKLOAD),
     "pydantic-core": ("Rust", "strict models of requests",
                       "requests of the pod's agent, after our checks of size, depth and duplicates", GATE),
+    "python-pkcs11": ("C (Cython)", "PKCS#11, with the extra `pkcs11` and a token that was chosen alone",
+                      "none: what a token answers, whose library is native code too", AUTHORITY),
     "pyyaml": ("C (libyaml)", "policies; the parser that we use is its Python one, the C one is loaded with it",
                "none: a policy is the person's, never the workspace's", GATE),
     "rpds-py": ("Rust", "jsonschema's maps, with the extra `tools` alone",

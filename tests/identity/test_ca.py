@@ -15,6 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from nucleus.errors import InvalidError, NucleusError, UnauthenticatedError
 from nucleus.identity.ca import BACKDATE_NS, HOUR_NS, MAX_TTL_NS, ROOT_TTL_NS, CertificateAuthority
+from nucleus.identity.jwt_keys import JwtKeys
+from nucleus.identity.keys import Keys
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import X509Svid, pem_to_der
 from nucleus.identity.verify import verify_svid
@@ -422,3 +424,42 @@ def test_the_wire_form(ca: CertificateAuthority) -> None:
 def test_bad_pem(pem: str) -> None:
     with pytest.raises(InvalidError):
         pem_to_der(pem)
+
+
+class Gone:
+    """A token that makes no key any more."""
+
+    def __init__(self) -> None:
+        self.gone = False
+
+    def make(self, label: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+        if self.gone:
+            raise NucleusError("gone", rule="identity.signer")
+        return Keys().make(label)
+
+    def load(self, kept: bytes) -> ec.EllipticCurvePrivateKey:
+        return Keys().load(kept)
+
+    def remove(self, kept: bytes) -> None: ...
+
+    def check(self) -> dict[str, str]:
+        return {}
+
+
+def test_roots_and_jwt_keys_that_live_count_although_no_next_one_can_be_made(tmp_path: Path) -> None:
+    token = Gone()
+    keys = Keys(token)
+    made = CertificateAuthority.load_or_create(tmp_path / "ca", "nucleus.test", now=NOW, keys=keys)
+    jwt = JwtKeys(str(tmp_path / "jwt.json"), now=NOW, keys=keys)
+    bundle, names = made.bundle_pem(NOW), list(jwt.public(NOW))
+    token.gone = True
+    later = NOW + 60 * HOUR_NS  # past the half of the root's life
+    assert made.bundle_pem(later) == bundle
+    assert made.issue(SpiffeId("nucleus.test", "/a"), now=later)
+    assert list(jwt.public(NOW + 13 * HOUR_NS)) == names
+    with pytest.raises(NucleusError):
+        made.issue(SpiffeId("nucleus.test", "/a"), now=NOW + 97 * HOUR_NS)
+    with pytest.raises(NucleusError):
+        jwt.public(NOW + 25 * HOUR_NS)
+    token.gone = False
+    assert made.issue(SpiffeId("nucleus.test", "/a"), now=NOW + 97 * HOUR_NS)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nucleus.identity.bundle import Bundle
     from nucleus.identity.ca import CertificateAuthority
     from nucleus.identity.jwt_keys import JwtKeys
+    from nucleus.identity.keys import Keys
     from nucleus.identity.svid import X509Svid
 
 
@@ -41,6 +42,8 @@ class Issuer:
     """The keys of this trust domain, X.509 and JWT, opened on first use."""
 
     def __init__(self, state_dir: str, trust_domain: str) -> None:
+        self._state_dir = state_dir
+        self._kept: Keys | None = None
         self._directory = os.path.join(state_dir, "ca")
         self._trust_domain = trust_domain
         self._ca: CertificateAuthority | None = None
@@ -128,7 +131,7 @@ class Issuer:
             if self._jwt is None:
                 from nucleus.identity.jwt_keys import JwtKeys  # weight
 
-                self._jwt = JwtKeys(self._jwt_file, now=now_ns)
+                self._jwt = JwtKeys(self._jwt_file, now=now_ns, keys=self._keys())
             self._jwt.maintain(now_ns)
             return self._jwt
 
@@ -136,12 +139,38 @@ class Issuer:
         if self._ca is None:
             from nucleus.identity.ca import CertificateAuthority  # weight
 
-            ca = CertificateAuthority.load_or_create(self._directory, self._trust_domain, now=now_ns)
+            keys = self._keys()
+            ca = CertificateAuthority.load_or_create(self._directory, self._trust_domain, now=now_ns, keys=keys)
             self._authorities = self._read_authorities()
             if self._authorities is not None:
                 ca.trust_also(self._authorities.x509)
             self._ca = ca
         return self._ca
+
+    def _keys(self) -> Keys:
+        """Where private keys are: what was chosen when this process began. Raises NucleusError."""
+        if self._kept is None:
+            from nucleus.identity.keys import Keys, read_config  # weight
+
+            config = read_config(self._state_dir)
+            if config is None:
+                self._kept = Keys()
+            else:
+                from nucleus.identity.pkcs11_token import Token
+
+                self._kept = Keys(Token(config))
+        return self._kept
+
+    def signer(self) -> dict[str, str]:
+        """Where the next private keys are made, tried. Raises NucleusError: they cannot be."""
+        with _usable():
+            token = self._keys().token
+            try:
+                return {"kind": "files"} if token is None else {"kind": "pkcs11", **token.check()}
+            except NucleusError:
+                if self._ca is None and self._jwt is None:
+                    self._kept = None  # it was tried, no more: the choice is read again
+                raise
 
     def _read_authorities(self) -> Bundle | None:
         from nucleus.identity.bundle import MAX_DOCUMENT_BYTES, read

@@ -265,6 +265,9 @@ class Workloads:
 
         batch.answer(None, 0, None, recorded=True, then=then)
 
+    def _ca_signer(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
+        batch.answer(channel, ident, self._issuer.signer())
+
     def _ca_authorities(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
         """The trust domain's keys, as a CA above ours tells them: read, on record, then kept, then told."""
         from nucleus.identity.bundle import MAX_DOCUMENT_BYTES, read  # weight
@@ -560,6 +563,7 @@ _PERSON = {
     "ca_request": Workloads._ca_request,
     "ca_install": Workloads._ca_install,
     "ca_authorities": Workloads._ca_authorities,
+    "ca_signer": Workloads._ca_signer,
     "revoke": Workloads._revoke,
     "restore": Workloads._restore,
     "revocations": Workloads._revocations,

@@ -27,6 +27,7 @@ usage: nucleus identity show [--json]
        nucleus identity ca request
        nucleus identity ca install FILE [--at-once] [--json]
        nucleus identity ca spire --server ADDRESS[:PORT] [--socket URI] [--id SPIFFE_ID] [--at-once] [--watch]
+       nucleus identity ca signer [files | pkcs11:token=LABEL?module-path=FILE] [--pin-file FILE] [--env NAME=VALUE...]
        nucleus identity fetch x509 [--socket URI] [--id SPIFFE_ID] [--out DIR] [--json]
        nucleus identity fetch jwt --audience WHO... [--socket URI] [--id SPIFFE_ID] [--json]
        nucleus identity fetch validate FILE --audience WHO [--socket URI]
@@ -57,6 +58,8 @@ usage: nucleus identity show [--json]
            signs once every peer knows its root, a day later. --at-once: now, as where nothing was issued yet
            spire: the CA above is a SPIRE server's; its agent on this host says who we are, a downstream entry
            --watch    renew the chain at half of its life, follow the bundle, publish our JWT keys, until interrupted
+           signer: where private keys are made from now on: files of the authority's (the default), or a PKCS#11 token
+           --pin-file  its PIN; - for stdin     --env  what the token's library reads of its environment
   fetch    from another Workload API, --socket or SPIFFE_ENDPOINT_SOCKET (a SPIRE agent's): what it says that we are
   entries  which processes of this host get which SPIFFE ID: all selectors of an entry must hold
              unix:uid:1000  unix:gid:1000  unix:supplementary_gid:27
@@ -88,6 +91,7 @@ _TAKES = {
     "ca request": {},
     "ca install": {"at-once": FLAG, "json": FLAG},
     "ca spire": {"server": ONE, "socket": ONE, "id": ONE, "at-once": FLAG, "watch": FLAG},
+    "ca signer": {"pin-file": ONE, "env": MANY, "json": FLAG},
     "fetch x509": {"socket": ONE, "id": ONE, "out": ONE, "json": FLAG},
     "fetch jwt": {"socket": ONE, "id": ONE, "audience": MANY, "json": FLAG},
     "fetch validate": {"socket": ONE, "audience": MANY},
@@ -110,6 +114,7 @@ _TAKES = {
 }
 _WORDS = {"ca install": 1, "entries remove": 1, "issue": 1, "verify": 1, "revoke": 1, "restore": 1}
 _WORDS |= {"federate add": 1, "federate remove": 1, "fetch validate": 1}
+_MAYBE_A_WORD = ("federate refresh", "trust-domain", "ca signer")
 _UNITS = {"s": 1, "m": 60, "h": 3_600}
 _FILE_BYTES = 262_144
 ROOT_SOCKET = "/run/nucleus-workload/api.sock"
@@ -127,12 +132,18 @@ def main(argv: list[str]) -> int:
         verbs = ", ".join(sorted(_TAKES))
         raise invalid(f"the verbs of identity are {verbs}")
     options, words = _split(rest, _TAKES[verb])
-    if (len(words) != _WORDS.get(verb, 0) and verb not in ("federate refresh", "trust-domain")) or len(words) > 1:
+    if (len(words) != _WORDS.get(verb, 0) and verb not in ("federate refresh", "trust-domain", "ca signer")) or len(
+        words
+    ) > 1:
         raise invalid(f"identity {verb} takes {_WORDS.get(verb, 0) or 'no'} word beside its options")
     if verb == "trust-domain":
         from nucleus.cli import trust_domain
 
         return trust_domain.run(options, words)
+    if verb == "ca signer":
+        from nucleus.cli import ca_signer
+
+        return ca_signer.run(options, words)
     if verb == "ca spire":
         from nucleus.cli import ca_spire
 

@@ -29,7 +29,7 @@ def run(_: dict[str, Any], words: list[str]) -> int:
     if name == runtime.trust_domain(state):
         return 0
     runtime.prepare_state(state)
-    lock = _locked(state)
+    lock = locked(state)
     try:
         with suppress(FileNotFoundError):
             if os.listdir(os.path.join(state, "ca")):
@@ -38,7 +38,7 @@ def run(_: dict[str, Any], words: list[str]) -> int:
                     rule="identity.trust_domain",
                     next_step="Choose it in a new state directory (NUCLEUS_STATE), before the first pod.",
                 )
-        _write(state, name)
+        write_of_state(state, runtime.TRUST_DOMAIN_FILE, name + "\n")
     finally:
         if lock >= 0:
             os.close(lock)
@@ -46,7 +46,7 @@ def run(_: dict[str, Any], words: list[str]) -> int:
     return 0
 
 
-def _locked(state: str) -> int:
+def locked(state: str) -> int:
     """The authority's lock, so that none begins meanwhile; -1 where there has never been one. Raises InvalidError."""
     try:
         lock = os.open(os.path.join(state, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -60,15 +60,16 @@ def _locked(state: str) -> int:
     return lock
 
 
-def _write(state: str, name: str) -> None:
+def write_of_state(state: str, name: str, text: str) -> None:
+    """A file of who keeps the state, 0600, whole or as it was. Raises OSError."""
     owner = os.stat(state)
-    with tempfile.NamedTemporaryFile("w", dir=state, prefix=".trust-domain-", delete=False, encoding="ascii") as file:
+    with tempfile.NamedTemporaryFile("w", dir=state, prefix=f".{name}-", delete=False, encoding="utf-8") as file:
         try:
-            file.write(name + "\n")
+            file.write(text)
             file.flush()
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             os.fsync(file.fileno())
-            os.replace(file.name, os.path.join(state, runtime.TRUST_DOMAIN_FILE))
+            os.replace(file.name, os.path.join(state, name))
         except BaseException:
             os.unlink(file.name)
             raise

@@ -28,6 +28,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nucleus.errors import InvalidError, NucleusError
 from nucleus.identity import upstream
+from nucleus.identity.keys import Keys
 from nucleus.identity.revocation import new_serial
 from nucleus.identity.spiffe_id import SpiffeId
 from nucleus.identity.svid import X509Svid, pem_to_der
@@ -79,8 +81,9 @@ class _Root:
 class CertificateAuthority:
     """See the module. Made by `load_or_create`. Not thread-safe: the authority calls it from one thread."""
 
-    def __init__(self, directory: Path, trust_domain: SpiffeId, roots: list[_Root]) -> None:
+    def __init__(self, directory: Path, trust_domain: SpiffeId, roots: list[_Root], keys: Keys) -> None:
         self._directory = directory
+        self._keys = keys
         self._id = trust_domain
         self._roots = roots
         self._below = False  # a chain of another CA has been installed, at any time
@@ -95,20 +98,23 @@ class CertificateAuthority:
         return self._id.trust_domain
 
     @classmethod
-    def load_or_create(cls, directory: str | os.PathLike[str], trust_domain: str, *, now: int) -> CertificateAuthority:
+    def load_or_create(
+        cls, directory: str | os.PathLike[str], trust_domain: str, *, now: int, keys: Keys | None = None
+    ) -> CertificateAuthority:
         """Open the CA kept in `directory`, or make one there (also the directory; its parent exists).
 
         Args:
             directory: e.g. ``<state>/ca``; 0700.
             trust_domain: must be the one the directory was made for.
             now: nanoseconds since the epoch.
+            keys: where private keys are made and kept; default: files.
 
         Raises:
             InvalidError: not a trust domain name.
             NucleusError: the directory or a file in it is not what this module writes (``identity.ca``).
             OSError: the directory cannot be made or written.
         """
-        authority = cls(Path(directory), SpiffeId(trust_domain), [])
+        authority = cls(Path(directory), SpiffeId(trust_domain), [], keys or Keys())
         with suppress(FileExistsError):
             os.mkdir(authority._directory, 0o700)
         with authority._locked():  # 1
@@ -251,7 +257,7 @@ class CertificateAuthority:
         """Prune, then add a root when the newest is past half its life (or lies in the future: the clock went back)."""
         for root in self._roots:
             if root.expires_ns <= now:
-                self._unlink(root.name + ".key")
+                self._drop_key(root.name)
                 if not root.chain:  # a chain that has ended still says that no root is made here
                     self._unlink(root.name + ".pem")
         live = [root for root in self._roots if root.expires_ns > now]
@@ -259,10 +265,14 @@ class CertificateAuthority:
         if not self._below and (not live or _needs_next(live[0], now)):
             if len(live) >= _MAX_ROOTS:
                 raise _broken(f"{len(live)} live roots: is the clock jumping?")
-            live.insert(0, self._create(now))
+            try:
+                live.insert(0, self._create(now))
+            except NucleusError:  # a token that is gone: the roots that live are as good as before
+                if not live:
+                    raise
         retired = self._retired(live, now)
         for root in retired:
-            self._unlink(root.name + ".key")
+            self._drop_key(root.name)
         self._sync()
         self._roots = [replace(root, key=None) if root in retired else root for root in live]
 
@@ -275,8 +285,9 @@ class CertificateAuthority:
         return []
 
     def _create(self, now: int) -> _Root:
-        key = ec.generate_private_key(ec.SECP256R1())
         serial = x509.random_serial_number()
+        stem = f"root-{serial:040x}"
+        key, kept = self._keys.make(f"nucleus {self.trust_domain} {stem}")
         not_before, expires = now - BACKDATE_NS, now + ROOT_TTL_NS
         name = x509.Name(
             [
@@ -301,11 +312,7 @@ class CertificateAuthority:
             .sign(key, hashes.SHA256())
         )
         pem = cert.public_bytes(serialization.Encoding.PEM)
-        pkcs8 = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        stem = f"root-{serial:040x}"
-        self._write(stem + ".key", pkcs8)
+        self._write(stem + ".key", kept)
         self._sync()  # the key is on the disk before its certificate is
         self._write(stem + ".tmp", pem)
         os.rename(self._directory / (stem + ".tmp"), self._directory / (stem + ".pem"))
@@ -324,6 +331,8 @@ class CertificateAuthority:
                 continue
             if suffix in ("key", "tmp") and stem.startswith(("root-", upstream.PREFIX)):  # 4
                 if stem != upstream.PENDING:
+                    with suppress(NucleusError):  # half written: whatever it is
+                        self._drop_key(stem)
                     self._unlink(name)
             elif suffix == "pem" and stem.startswith(upstream.PREFIX):
                 chains.append(self._load_chain(stem, has_key=stem + ".key" in names))
@@ -344,7 +353,7 @@ class CertificateAuthority:
         try:
             key = None
             if has_key:
-                key = _p256(stem, self._read(stem + ".key"))
+                key = self._key(stem)
             root = _root(stem, self._read(stem + ".pem"), key)
             self._check_root(root)
         except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
@@ -355,7 +364,7 @@ class CertificateAuthority:
         key = None
         try:
             if has_key:
-                key = _p256(stem, self._read(stem + ".key"))
+                key = self._key(stem)
             chain = upstream.read(self._read(stem + ".pem"), key, self._id)
             installed_ns = int(stem.removeprefix(upstream.PREFIX))
         except (ValueError, TypeError) as error:
@@ -371,10 +380,10 @@ class CertificateAuthority:
         with self._locked():
             name = upstream.PENDING + ".key"
             if not os.path.lexists(self._directory / name):
-                key = ec.generate_private_key(ec.SECP256R1())
-                self._write(name, _pkcs8(key))
+                _, kept = self._keys.make(f"nucleus {self.trust_domain} upstream {secrets.token_hex(4)}")
+                self._write(name, kept)
                 self._sync()
-            return upstream.request(_p256(name, self._read(name)), self._id)
+            return upstream.request(self._key(upstream.PENDING), self._id)
 
     def examine(self, pem: bytes, now: int) -> upstream.Chain:
         """The chain that answers the last request, after all steps of `upstream`. Raises as `install`."""
@@ -383,7 +392,7 @@ class CertificateAuthority:
             if not os.path.lexists(self._directory / pending):
                 step = "`nucleus identity ca request`"
                 raise InvalidError("no request is out", rule="identity.upstream", next_step=step)
-            key = _p256(pending, self._read(pending))
+            key = self._key(upstream.PENDING)
         chain = upstream.read(pem, key, self._id)
         probe = SpiffeId(self.trust_domain, "/upstream/probe")
         public = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -419,7 +428,7 @@ class CertificateAuthority:
             self._sync()
             if at_once:
                 for root in self._roots:
-                    self._unlink(root.name + ".key")
+                    self._drop_key(root.name)
             self._roots = self._load()
             self._renew(now)
         made = next(root for root in self._roots if root.name == stem)
@@ -471,6 +480,18 @@ class CertificateAuthority:
             file.flush()
             os.fsync(file.fileno())
 
+    def _key(self, stem: str) -> ec.EllipticCurvePrivateKey:
+        try:
+            return self._keys.load(self._read(stem + ".key"))
+        except (ValueError, TypeError) as error:
+            raise _broken(f"{stem}: the key is not P-256, or cannot be read") from error
+
+    def _drop_key(self, stem: str) -> None:
+        """Where it is, and then its file."""
+        if os.path.lexists(self._directory / (stem + ".key")):
+            self._keys.remove(self._read(stem + ".key"))
+            self._unlink(stem + ".key")
+
     def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(self._directory / name)
@@ -510,19 +531,6 @@ def _below(name: str, chain: upstream.Chain, installed_ns: int) -> _Root:
     served, published = chain.served, chain.published
     return _Root(
         name, chain.issuing, published, installed_ns - BACKDATE_NS, chain.expires_s * SECOND_NS, chain.key, served
-    )
-
-
-def _p256(name: str, data: bytes) -> ec.EllipticCurvePrivateKey:
-    loaded = serialization.load_pem_private_key(data, None)
-    if not isinstance(loaded, ec.EllipticCurvePrivateKey) or not isinstance(loaded.curve, ec.SECP256R1):
-        raise _broken(f"{name}: the key is not P-256")
-    return loaded
-
-
-def _pkcs8(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 

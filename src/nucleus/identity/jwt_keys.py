@@ -12,12 +12,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nucleus.errors import NucleusError
 from nucleus.identity.entries import read_whole, write_whole
 from nucleus.identity.jwt_svid import thumbprint
+from nucleus.identity.keys import Keys
 
 HOUR_NS = 3_600_000_000_000
 KEY_TTL_NS = 24 * HOUR_NS
@@ -33,6 +33,7 @@ class _Key:
     kid: str
     made_ns: int
     key: ec.EllipticCurvePrivateKey = field(repr=False)
+    kept: str = field(repr=False)  # as `keys` has it
 
 
 class JwtKeys:
@@ -41,14 +42,16 @@ class JwtKeys:
     Args:
         path: the file; made on first use.
         now: nanoseconds since the epoch.
+        keys: where private keys are made and kept; default: in the file.
 
     Raises:
         NucleusError: rule ``identity.jwt_keys``: the file is damaged or not ours alone.
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: str, *, now: int) -> None:
+    def __init__(self, path: str, *, now: int, keys: Keys | None = None) -> None:
         self._path = path
+        self._made_by = keys or Keys()
         self._keys = self._load()
         self.maintain(now)
 
@@ -74,15 +77,22 @@ class JwtKeys:
         if not any(now - RENEW_NS < key.made_ns <= now for key in live):
             if len(live) >= _MAX_KEYS:
                 raise NucleusError(f"{len(live)} live JWT keys: is the clock jumping?", rule=_RULE)
-            key = ec.generate_private_key(ec.SECP256R1())
-            live.append(_Key(thumbprint(key.public_key()), now, key))
-            live.sort(key=lambda one: one.made_ns)
+            try:
+                key, kept = self._made_by.make(f"nucleus jwt {now}")
+            except NucleusError:  # a token that is gone: those that live are as good as before
+                if not live:
+                    raise
+            else:
+                live.append(_Key(thumbprint(key.public_key()), now, key, kept.decode("ascii")))
+                live.sort(key=lambda one: one.made_ns)
         if live != self._keys:
             self._write(live)
+            for gone in [one for one in self._keys if one not in live]:
+                self._made_by.remove(gone.kept.encode())
             self._keys = live
 
     def _write(self, keys: list[_Key]) -> None:
-        content = [{"made_ns": one.made_ns, "pkcs8": _pem(one.key)} for one in keys]
+        content = [{"made_ns": one.made_ns, "pkcs8": one.kept} for one in keys]
         write_whole(self._path, json.dumps({"version": 1, "keys": content}).encode())
 
     def _load(self) -> list[_Key]:
@@ -93,7 +103,7 @@ class JwtKeys:
             content = json.loads(data)
             if content.keys() != {"version", "keys"} or content["version"] != 1:
                 raise ValueError("version")
-            return sorted((_parse(one) for one in content["keys"]), key=lambda one: one.made_ns)
+            return sorted((self._parse(one) for one in content["keys"]), key=lambda one: one.made_ns)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # What is wrong with it is not said: the message must not hold a part of a key.
             raise NucleusError(
@@ -102,16 +112,9 @@ class JwtKeys:
                 next_step=f"Move {self._path} away: new keys are made, and tokens that are out become invalid.",
             ) from error
 
-
-def _parse(fields: dict[str, Any]) -> _Key:
-    key = serialization.load_pem_private_key(fields["pkcs8"].encode("ascii"), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ValueError("not a P-256 key")
-    if type(fields["made_ns"]) is not int:
-        raise ValueError("made_ns")
-    return _Key(thumbprint(key.public_key()), fields["made_ns"], key)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> str:
-    pkcs8 = serialization.PrivateFormat.PKCS8
-    return key.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()).decode("ascii")
+    def _parse(self, fields: dict[str, Any]) -> _Key:
+        kept = fields["pkcs8"]
+        key = self._made_by.load(kept.encode("ascii"))
+        if type(fields["made_ns"]) is not int:
+            raise ValueError("made_ns")
+        return _Key(thumbprint(key.public_key()), fields["made_ns"], key, kept)
