@@ -18,6 +18,8 @@ from nucleus.pod import guest_image
 from nucleus.pod.qemu import PROGRAM, VIRTIOFSD
 
 from .site import BIN, USER, Site
+from .test_pod_changes import on_another_rung
+from .test_pods_that_stay import write
 
 POLICY = """\
 version: 1
@@ -163,3 +165,9 @@ def test_two_builds_of_the_same_packages_agree(image: guest_image.Image, tmp_pat
     assert again.sha256 == image.sha256
     for name in (guest_image.KERNEL, guest_image.INITRD):
         assert Path(again.directory, name).read_bytes() == Path(image.directory, name).read_bytes()
+
+
+def test_a_workspace_that_is_a_copy(site: Site) -> None:
+    made = site.cli("pod", "create", write(site, "work", "workspace: copy\n  isolation: qemu"), timeout=100)
+    assert made.returncode == 0, made.stderr
+    on_another_rung(site)

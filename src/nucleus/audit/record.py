@@ -27,7 +27,7 @@ FIELDS = (
 EVENTS = frozenset({
     "intent", "outcome", "denied", "invalid", "unauthenticated", "approval", "error", "pod.start", "pod.stop",
     "recovery", "identity.refused", "identity.issued", "identity.entry", "network.changed",
-    "budget.changed", "identity.revoked", "identity.federated",
+    "budget.changed", "identity.revoked", "identity.federated", "workspace.applied",
 })  # fmt: skip
 ZERO = "0" * 64  # `prev` of the first record
 FIELD_BYTES = 131_072  # one of operation, decision, outcome, encoded: all that `limits` allows fits

@@ -265,6 +265,20 @@ class Workloads:
 
         batch.answer(None, 0, None, recorded=True, then=then)
 
+    def _workspace_applied(self, channel: Channel, ident: int, header: dict[str, Any], batch: Batch) -> None:
+        """A person takes a pod's changes over into their workspace: on record before they do."""
+        context: dict[str, Any] = {
+            name: fields.text(header, name, limit)
+            for name, limit in (("name", 63), ("workspace", 16_384), ("digest", 80))
+        }
+        for name in ("changes", "paths"):
+            if type(header.get(name)) is not int or not 0 <= header[name] < 1 << 32:
+                raise InvalidError(f"{name} is not a count", rule="frames.field")
+            context[name] = header[name]
+        pod = fields.pod(header) if header.get("pod") else ""
+        batch.record("workspace.applied", pod=pod, principal=f"uid:{channel.uid}", context=context)
+        batch.answer(channel, ident, {}, recorded=True)
+
     def _ca_signer(self, channel: Channel, ident: int, _: dict[str, Any], batch: Batch) -> None:
         batch.answer(channel, ident, self._issuer.signer())
 
@@ -564,6 +578,7 @@ _PERSON = {
     "ca_install": Workloads._ca_install,
     "ca_authorities": Workloads._ca_authorities,
     "ca_signer": Workloads._ca_signer,
+    "workspace_applied": Workloads._workspace_applied,
     "revoke": Workloads._revoke,
     "restore": Workloads._restore,
     "revocations": Workloads._revocations,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import Any
 
+    from nucleus.cli.pod_file import PodFile
+    from nucleus.pod.copies import Copy
+
 USAGE = """\
 usage: nucleus pod create FILE [--json]
        nucleus pod list [--json]
@@ -30,7 +33,11 @@ usage: nucleus pod create FILE [--json]
        nucleus pod shell NAME
        nucleus pod logs NAME [--follow]
        nucleus pod kill NAME
-       nucleus pod rm NAME [--force]
+       nucleus pod rm NAME [--force] [--discard]
+       nucleus pod diff NAME [--json]
+       nucleus pod apply NAME [PATH...] [--expect DIGEST] [--overwrite]
+       nucleus pod checkpoint NAME [LABEL]
+       nucleus pod rollback NAME [LABEL]
 
 create   a pod as FILE says (docs/pods.md: apiVersion nucleus/v1); it stays until its agent ends, its timeout, or kill
 list     this user's pods and how they are
@@ -39,14 +46,23 @@ exec     a command in it, through its gate; exit codes as of `nucleus exec`
 shell    commands line by line, each through the gate; no shell is started: words, and quotes around them
 logs     what its agent wrote; --follow: and writes, until it ends
 kill     end it now; what is known of it and its log stay
-rm       forget it; --force: kill it first
+rm       forget it; --force: kill it first; --discard: with changes in its copy that were not taken over
+
+Of a pod whose file says `workspace: copy`:
+diff     what it has changed, as text and with a digest of all of it
+apply    take all of it, or what is below PATH..., over into the workspace, all or nothing; what has changed there too
+         is named and stops it (--overwrite: takes the pod's). --expect: only if the changes are those that diff showed
+checkpoint  keep the copy as it is under a label (without one: which there are)
+rollback    put it back to one, or to what was copied; no command of the pod may run meanwhile
 
 Requests for approval are answered by `nucleus approvals watch`.
 """
-_TABLE = {"json": FLAG, "help": FLAG, "timeout": ONE, "stdin": FLAG, "follow": FLAG, "force": FLAG}
+_TABLE = {"json": FLAG, "help": FLAG, "timeout": ONE, "stdin": FLAG, "follow": FLAG, "force": FLAG,
+          "discard": FLAG, "overwrite": FLAG, "expect": ONE}  # fmt: skip
 _ALLOWED = {
     "create": {"json"}, "list": {"json"}, "show": set[str](), "exec": {"timeout", "stdin", "json"},
-    "shell": set[str](), "logs": {"follow"}, "kill": set[str](), "rm": {"force"},
+    "shell": set[str](), "logs": {"follow"}, "kill": set[str](), "rm": {"force", "discard"},
+    "diff": {"json"}, "apply": {"overwrite", "expect"}, "checkpoint": set[str](), "rollback": set[str](),
 }  # fmt: skip
 _POLL_S = 0.1
 _CHUNK = 65_536
@@ -61,12 +77,18 @@ def main(argv: list[str]) -> int:
         more, words = [words[0]], words[1:]
         given, words = parse(words, _TABLE)
         options.update({name: value for name, value in given.items() if value})
+        while verb == "apply" and words:  # options may stand behind its paths, too
+            more.append(words[0])
+            given, words = parse(words[1:], _TABLE)
+            options.update({name: value for name, value in given.items() if value})
         words = more + words
     if options["help"]:
         sys.stdout.write(USAGE)
         return 0
     if verb not in _ALLOWED:
-        raise invalid("nucleus pod create, list, show, exec, shell, logs, kill or rm")
+        raise invalid(
+            "nucleus pod create, list, show, exec, shell, logs, kill, rm, diff, apply, checkpoint or rollback"
+        )
     for name, value in options.items():
         if value and name not in _ALLOWED[verb]:
             raise invalid(f"nucleus pod {verb} has no --{name}")
@@ -74,7 +96,8 @@ def main(argv: list[str]) -> int:
         if words:
             raise invalid("nucleus pod list takes no name")
         return _list(as_json=options["json"])
-    if not words or (len(words) > 1 and verb != "exec"):
+    most = {"exec": len(words), "apply": len(words), "checkpoint": 2, "rollback": 2}.get(verb, 1)
+    if not words or len(words) > most:
         raise invalid(f"nucleus pod {verb} {'FILE' if verb == 'create' else 'NAME'}")
     match verb:
         case "create":
@@ -91,7 +114,17 @@ def main(argv: list[str]) -> int:
         case "kill":
             _kill(words[0])
             return 0
-    return _remove(words[0], force=options["force"])
+        case "rm":
+            return _remove(words[0], force=options["force"], unapplied=options["discard"])
+    from nucleus.cli import pod_changes
+
+    if verb == "diff":
+        return pod_changes.diff(words[0], as_json=options["json"])
+    if verb == "apply":
+        overwrite, expected = options["overwrite"], options["expect"]
+        return pod_changes.apply(words[0], words[1:], overwrite=overwrite, expected=expected)
+    label = words[1] if len(words) > 1 else ""
+    return (pod_changes.checkpoint if verb == "checkpoint" else pod_changes.rollback)(words[0], label)
 
 
 def _create(path: str, *, as_json: bool) -> int:
@@ -100,10 +133,17 @@ def _create(path: str, *, as_json: bool) -> int:
 
     file = read(path)
     directory = pod_records.claim(file.name)
+    copy = None
     try:
+        if file.copy:
+            file, copy = _copied(file)
         record = launch(file, directory)
     except BaseException:
         pod_records.remove(file.name)
+        if copy is not None:
+            from nucleus.pod.copies import discard
+
+            discard(copy)
         raise
     if as_json:
         sys.stdout.write(json.dumps(record) + "\n")
@@ -112,6 +152,21 @@ def _create(path: str, *, as_json: bool) -> int:
         for lack in record["isolation"].get("missing", []):
             sys.stderr.write(printable(f"  missing here: {lack}") + "\n")
     return 0
+
+
+def _copied(file: PodFile) -> tuple[PodFile, Copy]:
+    """The file with a copy of its workspace in the workspace's place. Raises NucleusError."""
+    from dataclasses import replace
+
+    from nucleus.cli.launcher import open_workspace
+    from nucleus.pod import copies
+
+    fd, original = open_workspace(file.work_dir)
+    os.close(fd)
+    copy, left_out = copies.create(file.name, original)
+    for path in left_out:
+        sys.stderr.write(printable(f"  not copied, no file or not readable: {path}") + "\n")
+    return replace(file, work_dir=copy.tree), copy
 
 
 def _list(*, as_json: bool) -> int:
@@ -141,7 +196,7 @@ def _state(record: dict[str, Any]) -> str:
     return f"{state}: {record['why']}"[:60] if record.get("why") else state
 
 
-def _connect(name: str) -> socket:
+def connect(name: str) -> socket:
     """The keeper of a pod that runs. Raises InvalidError, SandboxError."""
     import socket as sockets
 
@@ -168,7 +223,7 @@ def _exec(name: str, options: dict[str, Any], command: list[str]) -> int:
 
     asked = operation(options, command)
     live = None if options["json"] else Live()
-    with _connect(name) as channel:
+    with connect(name) as channel:
         return report(_ask(channel, asked, live), options["json"], live)
 
 
@@ -201,7 +256,7 @@ def _shell(name: str) -> int:
     from nucleus.errors import NucleusError
 
     code = 0
-    _connect(name).close()
+    connect(name).close()
     while True:
         try:
             line = input(f"{name}> " if sys.stdin.isatty() else "")
@@ -215,7 +270,7 @@ def _shell(name: str) -> int:
             continue
         live = Live()
         try:
-            with _connect(name) as channel:
+            with connect(name) as channel:
                 code = report(_ask(channel, {"kind": "run", "argv": command, "cwd": "."}, live), False, live)
         except NucleusError as error:
             if error.rule == "pod.ended":
@@ -258,7 +313,7 @@ def _kill(name: str) -> None:
     from nucleus.errors import SandboxError
     from nucleus.sdk import wire
 
-    with _connect(name) as channel:
+    with connect(name) as channel:
         channel.settimeout(_END_S)
         try:
             channel.sendall(wire.encode({"op": "end", "state": "killed"}))
@@ -267,9 +322,13 @@ def _kill(name: str) -> None:
             raise SandboxError(f"the pod's keeper: {error}", rule="pod.keeper") from error
 
 
-def _remove(name: str, *, force: bool) -> int:
+def _remove(name: str, *, force: bool, unapplied: bool) -> int:
     from nucleus.errors import InvalidError, SandboxError
+    from nucleus.pod import copies
 
+    copy = copies.find(name) if pod_records.read(name) is None else None
+    if copy is not None:  # of a pod before the machine was started anew
+        return _discard(name, unapplied=unapplied)
     if pod_records.must(name)["state"] in (pod_records.RUNNING, pod_records.STARTING):
         if not force:
             raise InvalidError(
@@ -280,5 +339,25 @@ def _remove(name: str, *, force: bool) -> int:
     deadline = time.monotonic() + _END_S
     while pod_records.must(name)["state"] == pod_records.RUNNING and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    _discard(name, unapplied=unapplied)
     pod_records.remove(name)
+    return 0
+
+
+def _discard(name: str, *, unapplied: bool) -> int:
+    """A pod's copy, if it has one. Raises InvalidError: it has changes, and nobody said that they may go."""
+    from nucleus.cli.pod_changes import kept_back
+    from nucleus.errors import InvalidError
+    from nucleus.pod import copies
+
+    copy = copies.find(name)
+    if copy is None:
+        return 0
+    if not unapplied and (count := kept_back(name)):
+        raise InvalidError(
+            f"the copy of {name!r} has {count} changes that were not taken over",
+            rule="pod.unapplied",
+            next_step=f"`nucleus pod diff {name}`, `nucleus pod apply {name}`, or rm --discard.",
+        )
+    copies.discard(copy)
     return 0

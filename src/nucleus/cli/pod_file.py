@@ -5,6 +5,7 @@
     metadata: {name: build, namespace: default, labels: {team: web}}
     spec:
       work_dir: .                    # relative to the file
+      workspace: copy                # or direct (the default): the pod has a copy, see `nucleus pod diff` and `apply`
       policy: {type: profile, name: codegen}      # or {type: file, path: …}, or {type: inline, text: |…}
       timeout_seconds: 3600          # of the pod's life; 0: none
       session: web                   # what pods of this name have seen counts in the next one
@@ -41,7 +42,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _CORES = re.compile(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,2})?")
 _SPEC = (
     "work_dir", "policy", "timeout_seconds", "session", "budget_account", "task", "trust_workspace", "share_workspace",
-    "toolchains", "resources", "isolation", "agent",
+    "toolchains", "resources", "isolation", "agent", "workspace",
 )  # fmt: skip
 _ELSEWHERE = {
     "network": "what a pod may reach is the policy's: network.allow",
@@ -56,7 +57,7 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True, slots=True)
 class PodFile:
-    """What a file says. `spec`: as the builder takes it, without `workdir`; `timeout_s`: 0 for none."""
+    """What a file says. `spec`: as the builder takes it, without `workdir`; `timeout_s`: 0 for none; `copy`: of it."""
 
     name: str
     namespace: str
@@ -66,6 +67,7 @@ class PodFile:
     policy_source: str
     agent: tuple[str, ...]
     spec: dict[str, Any] = field(repr=False)
+    copy: bool = False
 
 
 def read(path: str) -> PodFile:
@@ -124,6 +126,9 @@ class _Reader:
             PodSpec.from_dict(spec)  # what only it checks: lengths, names, the account
         except InvalidError as error:
             raise _wrong(f"{self._source}: {error.message}") from None
+        mode = self.text(values["workspace"], "spec.workspace") if "workspace" in values else "direct"
+        if mode not in ("direct", "copy"):
+            raise self.error(values["workspace"], "spec.workspace is direct or copy")
         work_dir = self.text(values["work_dir"], "spec.work_dir") if "work_dir" in values else "."
         timeout = self.number(values["timeout_seconds"], "spec.timeout_seconds") if "timeout_seconds" in values else 0
         if timeout > MAX_TIMEOUT_S:
@@ -131,7 +136,7 @@ class _Reader:
         return PodFile(
             self.label(metadata["name"], "metadata.name"), spec["namespace"], self.labels(metadata.get("labels")),
             os.path.join(directory, os.path.expanduser(work_dir)), timeout, source,
-            tuple(agent["argv"]) if agent is not None else (), spec,
+            tuple(agent["argv"]) if agent is not None else (), spec, mode == "copy",
         )  # fmt: skip
 
     def policy(self, node: Node, directory: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ Made by `nucleus pod create`, in a session of its own without a terminal; when i
 Clients come by a socket in a directory of mode 0700, and are of this user (SO_PEERCRED), or are refused:
     {op: "run", operation, stream}  ->  {stream} and body …, then {reply} or {error}
     {op: "end", state, why}         ->  {ok: {}} once the pod is gone
+    {op: "hold"}                    ->  {ok: {}}: no command runs or begins until this client goes; {error}: one does
 
 Promises: many commands at a time; a client that does not read is cut off, and holds up nobody; the log is bounded
 (`LOG_BYTES`, and as much again of before); a pod's end is kept with its reason.
@@ -47,6 +48,7 @@ class Client:
         self.out = bytearray()
         self.request: int | None = None
         self.ending = False
+        self.holding = False
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> bool:
         """Queue a frame; False: they have stopped reading."""
@@ -63,6 +65,7 @@ class Keeper:
         self._listener = listener
         self._clients: dict[int, Client] = {}
         self._waiting: dict[int, Client] = {}  # by the id that the gate knows
+        self._running: set[int] = set()  # also those whose client has gone
         self._number = 0
         self._end: tuple[str, dict[str, Any]] | None = None
         self._record: dict[str, Any] = {}
@@ -156,6 +159,8 @@ class Keeper:
 
     def _answered(self, header: dict[str, Any], body: bytes) -> None:
         number = header.pop("id", None)
+        if "stream" not in header:
+            self._running.discard(number)
         client = self._waiting.get(number) if isinstance(number, int) else None
         if client is None:
             return
@@ -216,11 +221,27 @@ class Keeper:
             client.ending = True
             self._end = self._end or (str(request.get("state", "ended"))[:40], {})
             return
+        if request.get("op") == "hold":
+            busy = "its agent runs" if self._file.agent else "a command runs" if self._running else ""
+            if busy or any(other.holding for other in self._clients.values()):
+                error = SandboxError(f"not while {busy or 'another one holds it'}", rule="pod.busy",
+                                     next_step="Once more when it has ended, or `nucleus pod kill`.")  # fmt: skip
+                client.send({"error": error_body(error)})
+                return
+            client.holding = True
+            client.send({"ok": {}})
+            return
+        if request.get("op") == "run" and any(other.holding for other in self._clients.values()):
+            error = SandboxError("the workspace is being kept, taken over or put back", rule="pod.held",
+                                 next_step="Once more.")  # fmt: skip
+            client.send({"error": error_body(error)})
+            return
         if request.get("op") != "run" or client.request is not None or not isinstance(request.get("operation"), dict):
             raise ValueError("not a request")
         self._number += 1
         client.request = self._number
         self._waiting[self._number] = client
+        self._running.add(self._number)
         asked = {"id": self._number, "operation": request["operation"], "stream": request.get("stream") is True}
         self._gate_out += wire.encode(asked)
 

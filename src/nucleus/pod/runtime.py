@@ -94,6 +94,11 @@ def images_dir(state: str = "") -> str:
     return f"{state or state_dir()}-images"
 
 
+def copies_dir(state: str = "") -> str:
+    """Where pods' copies of workspaces are, beside the state as images are. Not created."""
+    return f"{state or state_dir()}-copies"
+
+
 def private_directory(path: str) -> None:
     """Make `path` (one level) with mode 0700, or verify that it is ours and closed to others.
 

@@ -8,6 +8,7 @@ _GRADES = {
     "unauthenticated": "error", "identity.refused": "error", "error": "error", "denied": "warning",
     "invalid": "warning", "recovery": "warning", "identity.revoked": "notice", "network.changed": "notice",
     "budget.changed": "notice", "approval": "notice", "identity.federated": "notice",
+    "workspace.applied": "notice",
 }  # fmt: skip
 
 
