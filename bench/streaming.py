@@ -84,7 +84,7 @@ class Served:
         self._child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=self._env)
         assert self._child.stdout is not None
         door = json.loads(self._child.stdout.readline())
-        names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "SPIFFE_ENDPOINT_SOCKET": "workload"}
+        names = {"NUCLEUS_GATE": "gate", "NUCLEUS_GATE_ID": "gate_id", "NUCLEUS_WORKLOAD_SOCKET": "workload"}
         os.environ.update({name: door[key] for name, key in names.items()})  # where the client looks
         self.gate = Gate()
 
