@@ -37,6 +37,7 @@ class Place:
 
     def __init__(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="nucleus-bench-backends-")
+        os.chmod(self.directory, 0o711)  # the authority is another user
         self.work = os.path.join(self.directory, "work")
         os.mkdir(self.work)
         self.env = {
