@@ -220,7 +220,7 @@ os.mkdir('closed'); open('closed/in', 'w').write('z'); os.chmod('closed', 0)
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     assert "of the host" not in shown
-    assert "never taken over, no file: fifo" in shown
+    assert "never taken over, no file or closed: fifo" in shown
     pod(site, "apply", "work")
     now = snapshot(site.workspace)
     assert now["outside"][0] == str(site.home)
@@ -261,6 +261,30 @@ def test_a_copy_outlives_its_pod_and_is_nobody_elses(site: Site) -> None:
     pod(site, "rm", "work", "--force")
     wrong = site.cli("pod", "create", write(site, "work", "workspace: overlay"))
     assert (wrong.returncode, "workspace is direct or copy" in wrong.stderr) == (2, True)
+
+
+def test_what_a_pod_has_closed_is_named_and_never_taken_for_empty(site: Site) -> None:
+    filled(site)
+    create(site, "work", COPY)
+    within(
+        site, "work", "import os; os.mkdir('shut'); open('shut/in', 'w'); os.chmod('shut', 0); os.chmod('directory', 0)"
+    )
+    within(site, "work", "import os; open('mute', 'w').write('m'); os.chmod('mute', 0)")
+    shown = pod(site, "diff", "work")
+    if site.uid:
+        for name in ("shut", "directory", "mute"):
+            assert f"never taken over, no file or closed: {name}" in shown
+        assert "inner.txt" not in shown
+        assert "0 of 0 changes" in pod(site, "apply", "work")
+    else:  # whom nothing is closed to
+        assert changed(site, "work") == {"shut": "added", "shut/in": "added", "directory": "mode", "mute": "added"}
+    assert (site.workspace / "directory/inner.txt").read_text() == "inner\n"
+    pod(site, "rollback", "work")
+    assert changed(site, "work") == {}
+    assert within(site, "work", "print(open('directory/inner.txt').read())") == "inner\n\n"
+    within(site, "work", "import os; os.mkdir('shut'); open('shut/in', 'w'); os.chmod('shut', 0)")
+    pod(site, "rm", "work", "--force", "--discard")
+    assert os.listdir(copies_of(site)) == []
 
 
 @pytest.mark.parametrize("at", range(0, 60, 3))

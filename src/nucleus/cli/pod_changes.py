@@ -47,7 +47,7 @@ def diff(name: str, *, as_json: bool) -> int:
         if left < 0:
             sys.stdout.write(f"({-left} more lines)\n")
     for path in special:
-        sys.stdout.write(printable(f"never taken over, no file: {path}") + "\n")
+        sys.stdout.write(printable(f"never taken over, no file or closed: {path}") + "\n")
     sys.stdout.write(f"{len(changes)} changes, {word}\n")
     return 0
 
@@ -67,7 +67,7 @@ def apply(name: str, paths: list[str], *, overwrite: bool, expected: str) -> int
     for one in taken:
         sys.stdout.write(printable(f"{one.what:9}{one.path}") + "\n")
     for path in left_out:
-        sys.stderr.write(printable(f"left out, no file: {path}") + "\n")
+        sys.stderr.write(printable(f"left out, no file or closed: {path}") + "\n")
     sys.stdout.write(f"{len(taken)} of {len(changes)} changes taken over into {printable(copy.original)}\n")
     return 0
 

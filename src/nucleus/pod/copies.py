@@ -65,7 +65,7 @@ class Copy:
         return os.path.join(self.path, "tree")
 
     def changes(self) -> tuple[list[Change], list[str]]:
-        """What the pod has changed, by path; and what of it is never taken over: special files."""
+        """What the pod has changed, by path; and what of it is never taken over: special files, and what is closed."""
         with _directory(self.path, "base") as base, _directory(self.path, "tree") as tree:
             return compare(base, tree)
 
@@ -108,7 +108,8 @@ class Copy:
             with _directory(self.path, "tree") as tree:
                 conflicts = [one.path for one in taken if self._conflicts(one, original, base, tree)]  # 2
                 never = _occupied(taken, original, base)
-                never += [one.path for one in taken if not _placeable(one, taken, original)]
+                made = frozenset(one.path for one in taken if one.after is not None and one.after.kind == "dir")
+                never += [one.path for one in taken if not _placeable(one, made, original)]
                 if never or (conflicts and not overwrite):
                     raise _conflict(never or conflicts)
                 _one_file_system(taken, original)
@@ -288,14 +289,23 @@ def discard(copy: Copy) -> None:
 
 
 def compare(base: int, tree: int) -> tuple[list[Change], list[str]]:
-    """What one directory has other than another, by path; and what of it is special. Raises InvalidError: too much."""
+    """What one directory has other than another, by path; and what of it is special, or closed to us.
+
+    Raises:
+        InvalidError: rule ``pod.copy``: too much.
+    """
     before, after = trees.scan(base), trees.scan(tree)
-    changes, special = [], []
+    changes: list[Change] = []
+    special: list[str] = []
+    closed: set[str] = set()
     for path in sorted({*before, *after}):
         old, new = before.get(path), after.get(path)
-        if new is not None and new.kind == "special":
+        if new is not None and (new.kind == "special" or (new.kind == "file" and not trees.readable(tree, path))):
             special.append(path)
+            closed.add(path)
             continue
+        if new is None and not closed.isdisjoint(_above(path)):
+            continue  # in a directory that cannot be looked into
         if old is None or new is None:
             changes.append(Change(path, "deleted" if new is None else "added", old, new))
         elif old.kind != new.kind or old.target != new.target:
@@ -439,21 +449,24 @@ def _occupied(changes: list[Change], original: int, base: int) -> list[str]:
     return found
 
 
+def _above(path: str) -> list[str]:
+    return [path[:at] for at, char in enumerate(path) if char == "/"]
+
+
 def _with_directories(found: list[Change], taken: list[Change]) -> list[Change]:
     """These, and the new directories that they are in, in the order of their paths."""
-    above = {one.path[:at] for one in taken for at, char in enumerate(one.path) if char == "/"}
+    above = {path for one in taken for path in _above(one.path)}
     more = [one for one in found if one.path in above and one.after is not None and one.after.kind == "dir"]
     return sorted({one.path: one for one in [*taken, *more]}.values(), key=lambda one: one.path)
 
 
-def _placeable(one: Change, taken: list[Change], original: int) -> bool:
+def _placeable(one: Change, made: frozenset[str], original: int) -> bool:
     """Whether there is a directory for it, and no directory in its place, in the original as it is now."""
     above = one.path.rpartition("/")[0]
     there = trees.entry_of(original, above) if above else Entry("dir", 0)
-    made = any(other.path == above and other.after is not None and other.after.kind == "dir" for other in taken)
     if one.after is None:
         return True  # nothing to remove is as good
-    if not made and (there is None or there.kind != "dir"):
+    if above not in made and (there is None or there.kind != "dir"):
         return False
     now = trees.entry_of(original, one.path)
     if now is None or (one.before is not None and now.kind == one.before.kind):

@@ -77,6 +77,8 @@ def scan(root: int, without: frozenset[str] = frozenset()) -> dict[str, Entry]:
         except OSError:
             if not path:
                 raise
+            if path in found:  # closed to us, as an ordinary user: not taken for an empty one
+                found[path] = Entry("special", 0)
             continue
         try:
             with os.scandir(fd) as names:
@@ -236,8 +238,36 @@ def remove_below(root: int, keep: frozenset[str] = frozenset()) -> None:
         with suppress(FileNotFoundError), parent_of(root, path) as (directory, name):
             if entry.kind == "dir":
                 os.rmdir(name, dir_fd=directory)
+            elif entry.kind == "special":
+                _remove_special(directory, name)
             else:
                 os.unlink(name, dir_fd=directory)
+
+
+def _remove_special(directory: int, name: str) -> None:
+    """No file; perhaps a directory of ours that was closed."""
+    try:
+        os.unlink(name, dir_fd=directory)
+        return
+    except (IsADirectoryError, PermissionError):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            raise
+    os.chmod(name, 0o700, dir_fd=directory)
+    fd = opened(directory, name, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove_below(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=directory)
+
+
+def readable(root: int, path: str) -> bool:
+    """Whether a file can be opened."""
+    try:
+        os.close(opened(root, path, _READ))
+    except OSError:
+        return False
+    return True
 
 
 def _owned(source: int, path: str, into: int, name: str) -> None:
